@@ -35,10 +35,11 @@ def rows(smoke: bool) -> Iterator[Row]:
     ops._quant_blockwise_fp32_direct = _round_to_nearest_levels
     plan = runs.Plan("adamw_8bit", "cosine", 1, 20 if smoke else 100)
     with tempfile.TemporaryDirectory() as folder:
-        yield from _case(plan, Path(folder))
+        yield from both_directions(plan, Path(folder))
 
 
-def _case(plan: runs.Plan, work: Path) -> Iterator[Row]:
+def both_directions(plan: runs.Plan, work: Path) -> Iterator[Row]:
+    """Yields the figures of a run that Trainer begins, and of one that begins here."""
     half = plan.max_steps // 2
     whole = runs.by_trainer(plan, work / "trainer")
     checkpoint = work / "trainer" / f"checkpoint-{half}"
@@ -111,7 +112,8 @@ def _num_differing(a: Path, b: Path) -> int:
     states = [load_torch(folder / "optimizer.pt")["state"] for folder in (a, b)]
     num_differing = 0
     for number in states[0].keys() | states[1].keys():
-        of_a, of_b = (state[number][NESTED] for state in states)
+        entries = (state[number] for state in states)
+        of_a, of_b = (entry.get(NESTED, entry) for entry in entries)
         for key in of_a.keys() | of_b.keys():
             pair = [np.asarray(arrays[key]).reshape(-1) for arrays in (of_a, of_b)]
             num_differing += int((pair[0].view("u1") != pair[1].view("u1")).sum())

@@ -50,8 +50,9 @@ class Migrate(Origin, RunFlags):
 
     They override settings in the files.
 
-    For a run folder, the only flag is `--like CHECKPOINT`; the format of that
-    checkpoint is written.
+    For a run folder, the only flag is `--like CHECKPOINT`.
+
+    The run is then written in the format of CHECKPOINT.
 
     Example:
       jaxopt-tf migrate checkpoint-500 runs/books --text books

@@ -22,8 +22,7 @@ from ._terminal_curve import terminal_curve
 class Schedules:
     """Draws learning rates over the steps of a run, in the terminal.
 
-    Schedules have the names of Transformers. All schedules are drawn with the same
-    scale.
+    Schedules have the names of Transformers, and are drawn with the same scale.
 
     Example:
       jaxopt-tf schedule cosine linear --num_training_steps 2000

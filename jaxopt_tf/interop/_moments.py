@@ -18,6 +18,7 @@ from .._typing import PyTree
 from ..optimizers import (
     AdafactorState,
     QuantizedMoment,
+    ScheduleFreeState,
     TorchLayout,
     resolve_layouts,
 )
@@ -30,6 +31,7 @@ from ._quantized_moments import (
     quantized_from_torch,
     quantized_to_torch,
 )
+from ._schedule_free import num_updates, with_numbers
 from ._state_dict import TorchState
 from ._tensor_slices import TensorSlice, leaf_from_tensors, tensor_from_leaves
 
@@ -41,6 +43,7 @@ _KEYS = {
     "nu": "exp_avg_sq",
     "nu_row": "exp_avg_sq_row",
     "nu_col": "exp_avg_sq_col",
+    "z": "z",
 }
 
 
@@ -54,7 +57,7 @@ class _Moment(NamedTuple):
 
 
 class NodeMoments:
-    """Moments, counters and learning rate of an `AdamWState` or `AdafactorState`."""
+    """Moments, counters and learning rate of the state of one optimizer."""
 
     def __init__(self, node: Any, params: PyTree, names: ParamNames, layouts: Layouts):
         """Finds the slices of every moment.
@@ -150,10 +153,17 @@ class NodeMoments:
                     new = quantized_from_torch(key, like, layout, slices, state)
                     columns[field][i] = new
                     continue
-                tensor = partial(state.moment, key=key, dtype=like.dtype)
+                tensor: Any = partial(state.moment, key=key, dtype=like.dtype)
+                if key == "z":
+                    tensor = partial(self._iterate, leaf=leaf, state=state)
                 array = leaf_from_tensors(slices, tensor, like.shape, like.dtype)
                 columns[field][i] = device_put_like(array, like)
         node, unflatten = self._node, self._treedef.unflatten
+        if isinstance(node, ScheduleFreeState):
+            # Counted in the groups: a tensor without an entry has the same count.
+            groups = state.groups_of(self._tensors(counts))
+            counts = dict.fromkeys(counts, num_updates(groups))
+            node = with_numbers(node, groups)
         step = max(counts.values(), default=0) if step is None else step
         new = node._replace(
             count=self._count_tree(counts),
@@ -184,7 +194,7 @@ class NodeMoments:
         """
         # A state has one rate. Groups that differ only in weight decay share it, since
         # the optimizer here decays by a mask.
-        names = [s.torch_name for s in self._names.slices if s.leaf in leaves]
+        names = self._tensors(leaves)
         numbers = sorted(
             {state.group_by_name[n] for n in names if n in state.group_by_name}
         )
@@ -197,6 +207,27 @@ class NodeMoments:
             )
         rate = next(iter(rates.values()), None)
         return None if rate is None else float(rate)
+
+    def _tensors(self, leaves: Collection[str]) -> list[str]:
+        return [s.torch_name for s in self._names.slices if s.leaf in leaves]
+
+    def _iterate(self, name: str, *, leaf: str, state: TorchState) -> np.ndarray:
+        """Returns z of schedulefree; without an entry it equals the parameter.
+
+        Raises:
+            ValueError: if there is no entry, and `params` are shapes.
+        """
+        p = self._params[leaf]
+        z = state.moment(name, key="z", dtype=p.dtype)
+        if z is not None:
+            return z
+        if isinstance(p, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"`params` must be arrays, got shapes: the file has no `z` of "
+                f"{name!r}, which equals the parameter then. Read the weights first."
+            )
+        slices = self._names.by_tensor[name]
+        return tensor_from_leaves(slices, lambda n: np.asarray(self._params[n]))
 
     def to_torch(self, *, for_bitsandbytes: bool = False) -> dict[str, dict[str, Any]]:
         """Returns torch's entry for each tensor whose leaves the state has updated.
@@ -223,7 +254,9 @@ class NodeMoments:
             # torch's AdamW counts in a float32 tensor since version 1.12, Transformers'
             # Adafactor in an int.
             entry: dict[str, Any] = {"step": count}
-            if not self._is_adafactor:
+            if isinstance(self._node, ScheduleFreeState):  # counted in the groups
+                del entry["step"]
+            elif not self._is_adafactor:
                 entry["step"] = as_tensor(np.array(count, np.float32))
             for field, moment in moments.items():
                 parts = [self._moments[found.leaf][field] for found in slices]

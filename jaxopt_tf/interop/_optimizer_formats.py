@@ -1,16 +1,17 @@
 """Formats of the state dicts of torch optimizers.
 
-Formats of AdamW and Adafactor are read. Other formats are recognized by their keys, so
-that an error can name the optimizer.
+Formats of AdamW, Adafactor and schedulefree are read. Other formats are recognized by
+their keys, so that an error can name the optimizer.
 """
 
 import math
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
-from ..optimizers import AdafactorState, AdamWState
+from ..optimizers import AdafactorState, AdamWState, ScheduleFreeState
+from ._schedule_free import RUNNING, check_train_mode
 
-StateType = type[AdamWState] | type[AdafactorState]
+StateType = type[AdamWState] | type[AdafactorState] | type[ScheduleFreeState]
 
 
 class _Format(NamedTuple):
@@ -75,6 +76,21 @@ _READABLE = (
         frozenset(),
     ),
     _Format(AdamWState, _BITSANDBYTES_MOMENTS, _ADAM, frozenset(), False),
+    # AdamW, RAdam and SGD of schedulefree since version 1.2. Earlier groups have no
+    # `scheduled_lr`, and files without `train_mode` are refused by name.
+    *(
+        _Format(
+            ScheduleFreeState,
+            (_key_set(entries),),
+            _key_set(f"lr weight_decay r weight_lr_power {keys}") | {*RUNNING[:3]},
+            {*RUNNING, "foreach"},
+        )
+        for entries, keys in (
+            ("z exp_avg_sq", "betas eps warmup_steps"),
+            ("z exp_avg_sq", "betas eps silent_sgd_phase"),
+            ("z", "momentum warmup_steps"),
+        )
+    ),
     # transformers.Adafactor. The first moment exists if `beta1` is set; the second one
     # is factored for tensors with two or more axes.
     _Format(
@@ -182,6 +198,8 @@ def check_format(state_dict: Any) -> StateType:
             and not any(map(_has_three_betas, groups))
         ):
             _check_settings(groups)
+            if known.kind is ScheduleFreeState:
+                check_train_mode(groups)
             return known.kind
     raise _not_read(frozenset[str]().union(*entry_keys), group_keys)
 
@@ -208,6 +226,8 @@ def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
             minimum, end, limit = 0.0, math.inf, "finite and at least 0"
             if key == "decay_rate":
                 minimum, limit = -math.inf, "finite"
+            elif key == "lr_max":  # of schedulefree, before the first update
+                minimum, limit = -1.0, "finite and at least -1"
             elif key == "betas":
                 end, limit = 1.0, "from 0 to 1"
             values = value if isinstance(value, list | tuple) else [value]
@@ -307,7 +327,8 @@ def _not_read(
         )
     description = f"the state of {name}" if name else "an unknown format"
     return _error(
-        "be that of AdamW of torch or bitsandbytes, or of Transformers' Adafactor",
+        "be that of AdamW of torch or bitsandbytes, of Transformers' Adafactor, or of "
+        "schedulefree",
         f"{description}: its entries have {sorted(entry_keys)} and its groups "
         f"{sorted(found - {'params'})}.",
         remedy,

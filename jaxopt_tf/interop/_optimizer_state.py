@@ -6,10 +6,16 @@ from typing import Any
 import jax
 
 from .._typing import PyTree
-from ..optimizers import AdafactorState, AdamWState
+from ..optimizers import (
+    AdafactorState,
+    AdamWState,
+    ScheduleFreeState,
+    averaging_states,
+)
 from ._moments import Layouts, NodeMoments
 from ._param_groups import NEWEST_RULE, DecayRule, Groups, resolve_groups
 from ._param_names import ParamNames
+from ._schedule_free import group_numbers
 from ._state_dict import TorchState, read_state_dict
 
 
@@ -32,6 +38,9 @@ def opt_state_from_torch(
     and the scales of their blocks, in files of bitsandbytes' AdamW, are copied to a
     state of `adamw_8bit_tf`, which must quantize the same leaves. A parameter
     without an entry, which never had a gradient, has moments of zeros and the count 0.
+    For schedulefree, z of a parameter without an entry is the parameter. The weights
+    beside a file whose `train_mode` is False are not the parameters of training;
+    `read_trainer_checkpoint` converts them.
 
     A state dict identifies parameters by index. Their names are taken from the first of
     these sources that exists: `param_names` in the file; `groups`; Trainer's two groups
@@ -43,7 +52,8 @@ def opt_state_from_torch(
 
     Args:
         opt_state: the result of `optimizer.init(params)`, which contains an
-            `AdamWState` or `AdafactorState` and defines dtypes and devices.
+            `AdamWState`, `AdafactorState` or `ScheduleFreeState` and defines dtypes and
+            devices.
         params: parameters of `opt_state`, or their shapes.
         state_dict: torch's `optimizer.state_dict()`.
         names: names of torch's parameters, with the leaf of each.
@@ -113,25 +123,30 @@ def torch_from_opt_state(
     groups: Groups | None = None,
     layouts: Layouts = None,
     decay_rule: DecayRule = NEWEST_RULE,
+    last_rate: float | None = None,
 ) -> dict[str, Any]:
     """Converts an optax state to the state dict of torch's optimizer.
 
     Args:
-        opt_state: the state of an optimizer that contains `adamw_tf`, `adafactor_tf` or
-            `adamw_8bit_tf`.
+        opt_state: the state of an optimizer that contains `adamw_tf`, `adafactor_tf`,
+            `adamw_8bit_tf` or a schedule-free optimizer.
         params: parameters of `opt_state`.
         names: names of torch's parameters, with the leaf of each.
         param_groups: settings of each group (`lr`, `weight_decay` and others), as in
             `param_groups` of a state dict. torch uses them in place of the settings
             that its optimizer was built with. `params` of a group is not read. If a
             group has `t_alpha`, or moments have 8 bits, the state dict is that of
-            bitsandbytes' AdamW (0.49.2 and later).
+            bitsandbytes' AdamW (0.49.2 and later). The numbers of schedulefree are
+            those of the state, with `train_mode` True, since `params` are those of
+            training.
         groups: names of the parameters of each group, in the order in which they are
             passed to torch; None for Trainer's two groups, or for
             `named_parameters()` if there is one group.
         layouts: layouts that `adafactor_tf` or `adamw_8bit_tf` was built with.
         decay_rule: rule of `decay_mask` by which Trainer makes its two groups, that of
             the version that resumes the run.
+        last_rate: rate of the schedule at the last update, which schedulefree reports;
+            None for that of the state, in float32.
 
     Returns:
         A state dict for `optimizer.load_state_dict`. A file that `torch.save` writes
@@ -140,8 +155,8 @@ def torch_from_opt_state(
         another source of names. A parameter that was never updated has no entry.
 
     Raises:
-        ValueError: if `opt_state` contains neither an `AdamWState` nor an
-            `AdafactorState`, if its moments have 4 bits or other blocks than torch's
+        ValueError: if `opt_state` contains no `AdamWState`, `AdafactorState` or
+            `ScheduleFreeState`, if its moments have 4 bits or other blocks than torch's
             tensors, or if groups do not match the parameters.
 
     Source: torch 2.13 `optim/optimizer.py`, `Optimizer.state_dict`; `optim/adam.py`;
@@ -167,21 +182,27 @@ def torch_from_opt_state(
             "param_names": list(group),
         }
         hyperparams = {k: v for k, v in settings.items() if k not in group_params}
+        for free in averaging_states(opt_state):
+            if isinstance(free, ScheduleFreeState):
+                hyperparams |= group_numbers(free, settings, last_rate)
         saved.append({**hyperparams, **group_params})
     state = {i: entries[name] for name, i in index_by_name.items() if name in entries}
     return {"state": state, "param_groups": saved}
 
 
-def _nodes(opt_state: PyTree) -> list[AdamWState | AdafactorState]:
+def _nodes(
+    opt_state: PyTree,
+) -> list[AdamWState | AdafactorState | ScheduleFreeState]:
     nodes = jax.tree.leaves(opt_state, is_leaf=_is_node)
     found = [node for node in nodes if _is_node(node)]
     if not found:
         raise ValueError(
-            "`opt_state` must contain a state of `adamw_tf` or `adafactor_tf`, got "
+            "`opt_state` must contain a state of `adamw_tf`, `adafactor_tf` or a "
+            "schedule-free optimizer, got "
             f"{type(opt_state).__name__} without one. Pass the whole optimizer state."
         )
     return found
 
 
 def _is_node(node: Any) -> bool:
-    return isinstance(node, AdamWState | AdafactorState)
+    return isinstance(node, AdamWState | AdafactorState | ScheduleFreeState)

@@ -15,6 +15,7 @@ from ._optimizer_formats import (
     BITSANDBYTES_SETTINGS,
 )
 from ._param_names import ParamNames
+from ._schedule_free import RUNNING, settings_from_recipe
 
 DecayRule = str | Sequence[str]
 Groups = Sequence[Sequence[str]]
@@ -30,10 +31,11 @@ _BITSANDBYTES_ADAMW = {
 }
 # One setting per optimizer that all of its groups have: AdamW's `betas` and Adafactor's
 # `clip_threshold`. A file without it was written by another optimizer.
-_NEEDED = {"betas", "clip_threshold"}
+_NEEDED = {"betas", "clip_threshold", "warmup_steps", "silent_sgd_phase"}
 # Settings that the schedule changes, or that do not affect the updates.
 _NOT_COMPARED = {
     *("lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"),
+    *RUNNING,
 }
 
 
@@ -56,8 +58,8 @@ def param_groups_from_recipe(
     """Returns the settings of Trainer's two groups, decayed parameters first.
 
     Args:
-        recipe: the recipe of the run, for AdamW of torch or bitsandbytes, or for
-            Adafactor.
+        recipe: the recipe of the run, for AdamW of torch or bitsandbytes, for
+            Adafactor, or for a schedule-free optimizer.
         learning_rate: learning rate of the next update.
 
     Raises:
@@ -87,10 +89,13 @@ def param_groups_from_recipe(
         settings = {**BITSANDBYTES_SETTINGS, **of_adam}
     elif recipe.optim == "adafactor":
         settings = dict(ADAFACTOR_SETTINGS)
+    elif recipe.optim.startswith("schedule_free"):
+        settings = settings_from_recipe(recipe)
     else:
         raise ValueError(
-            "`recipe` must have AdamW of torch or bitsandbytes, or Adafactor, for "
-            f"`optim`, got {recipe.optim!r}, whose state cannot be converted."
+            "`recipe` must have AdamW of torch or bitsandbytes, Adafactor, or a "
+            f"schedule-free optimizer for `optim`, got {recipe.optim!r}, whose state "
+            "cannot be converted."
         )
     settings |= {"lr": learning_rate, "weight_decay": 0.0}
     # torch's `LRScheduler` stores the base rate in the group; schedules that a metric

@@ -1,6 +1,6 @@
 """State dicts of torch optimizers, with the names of their parameters."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,8 +116,14 @@ class TorchState(NamedTuple):
         entry = self.entry(name)
         if not entry:
             return 0
-        # Apex's FusedAdam has one count for each group.
-        return entry.get("step", self.groups[self.group_by_name[name]].get("step"))
+        # Apex's FusedAdam has one count for each group, and schedulefree, too.
+        group = self.groups[self.group_by_name[name]]
+        return entry.get("step", group.get("step", group.get("k")))
+
+    def groups_of(self, names: Collection[str]) -> list[Mapping[str, Any]]:
+        """Returns the settings of the groups that contain any of the parameters."""
+        found = {self.group_by_name[n] for n in names if n in self.group_by_name}
+        return [self.groups[number] for number in sorted(found)]
 
 
 def read_state_dict(

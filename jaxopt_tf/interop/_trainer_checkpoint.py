@@ -20,6 +20,7 @@ from ._param_groups import (
     decay_rule_of_file,
 )
 from ._param_names import ParamNames
+from ._schedule_free import has_schedule_free, training_params
 from ._scheduler_state import schedule_from_torch
 from ._state_dict import TorchState, has_names, read_state_dict
 from ._torch_files import MappedState, errors_with_path, load_torch
@@ -77,7 +78,9 @@ def read_trainer_checkpoint(
     """Reads a Trainer's checkpoint folder, such as `checkpoint-500`.
 
     If `names` are those of a PEFT model, the weights are those of its adapter. Files
-    are memory-mapped and converted leaf by leaf. No code in them is run. Moments
+    are memory-mapped and converted leaf by leaf. No code in them is run. The weights of
+    a file of schedulefree whose `train_mode` is False are converted to those of
+    training. Moments
     are assigned by the order of the groups, as described in `opt_state_from_torch`: an
     exchange of two parameters of equal shape cannot be detected.
 
@@ -126,6 +129,7 @@ def read_trainer_checkpoint(
             scheduler, recipe, trainer_state.get("global_step")
         )
     param_groups: tuple[Mapping[str, Any], ...] = ()
+    is_free = False
     if opt_state is not None:
         if OPTIMIZER in missing:
             if schedule_state is None:
@@ -144,12 +148,18 @@ def read_trainer_checkpoint(
                 {key: value for key, value in group.items() if key != "params"}
                 for group in state.groups
             )
+        is_free = has_schedule_free(opt_state)
+        if is_free:  # z of a parameter without an entry is the parameter
+            params, unused = read_weights(folder, params, names)
         with errors_with_path(folder / OPTIMIZER):
             opt_state = convert_state(
                 opt_state, params, state, names, layouts=layouts, step=position
             )
+        if is_free:
+            params = training_params(params, opt_state, state.groups)
         del state  # closes the memory map before the weights are read
-    params, unused = read_weights(folder, params, names)
+    if not is_free:
+        params, unused = read_weights(folder, params, names)
     return TrainerCheckpoint(
         params=params,
         opt_state=opt_state,

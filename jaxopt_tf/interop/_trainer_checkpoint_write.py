@@ -17,6 +17,7 @@ from ._optimizer_state import torch_from_opt_state
 from ._param_groups import Groups, param_groups_from_recipe
 from ._param_names import ParamNames
 from ._quantized_moments import like_bitsandbytes
+from ._schedule_free import has_schedule_free, mean_params
 from ._scheduler_state import torch_from_schedule
 from ._torch_files import load_torch, map_torch, save_torch
 from ._trainer_checkpoint import read_trainer_state
@@ -55,11 +56,12 @@ _SETTINGS = (
     "trial_name",
     "trial_params",
 )
-# Keys that identify a group of AdamW, of bitsandbytes' AdamW or of Adafactor, or the
-# type of a schedule.
+# Keys that identify a group of AdamW, of bitsandbytes' AdamW, of schedulefree or of
+# Adafactor, or the type of a schedule.
 _KINDS = frozenset(
     {
         "betas",
+        "train_mode",
         "t_alpha",
         "clip_threshold",
         "lr_lambdas",
@@ -84,6 +86,7 @@ def write_trainer_checkpoint(
     groups: Groups | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
     frozen: PyTree = (),
+    train_mode: bool = True,
 ) -> None:
     """Writes a folder from which `Trainer.train(resume_from_checkpoint=...)` resumes.
 
@@ -98,8 +101,8 @@ def write_trainer_checkpoint(
         folder: a folder that does not exist yet, such as `checkpoint-500` in Trainer's
             `output_dir`.
         params: the parameters.
-        opt_state: state of an optimizer that contains `adamw_tf`, `adafactor_tf` or
-            `adamw_8bit_tf`.
+        opt_state: state of an optimizer that contains `adamw_tf`, `adafactor_tf`,
+            `adamw_8bit_tf` or a schedule-free optimizer.
         names: names of torch's parameters, with the leaf of each.
         recipe: the recipe of the run. The groups are those of its `decay_rule` if that
             is a version's rule or a sequence of patterns, else those of
@@ -122,9 +125,13 @@ def write_trainer_checkpoint(
         layouts: layouts that `adafactor_tf` or `adamw_8bit_tf` was built with.
         frozen: parameters that `opt_state` does not have, without leaves in common with
             `params`.
+        train_mode: for a schedule-free optimizer, True to write the parameters of
+            training, from which Trainer resumes with the same bits; False to write
+            their mean, as Trainer does after an evaluation.
 
     Raises:
-        ValueError: if the folder exists, if the state of the recipe's optimizer cannot
+        ValueError: if the recipe has `ema_decay`, which Trainer does not have; if the
+            folder exists, if the state of the recipe's optimizer cannot
             be converted, if a field of `trainer_state` does not exist in the version,
             or if a file of `like` is damaged.
 
@@ -142,6 +149,14 @@ def write_trainer_checkpoint(
             f"`folder` must be in an existing folder, got {str(folder)!r}. Create "
             f"{str(folder.parent)!r} first."
         )
+    if recipe.ema_decay is not None:
+        raise _checks.ArgumentError(
+            "recipe",
+            f"`recipe` must have no `ema_decay`, got {recipe.ema_decay!r}: Trainer has "
+            "no mean of the parameters, and would lose it.",
+            "Use `dataclasses.replace(recipe, ema_decay=None)` to write the parameters "
+            "of training without the mean.",
+        )
     step = _checks.step_count("step", step)
     position = step if schedule_step is None else schedule_step
     found = [] if like is None else sorted(path for path in like.iterdir())
@@ -150,6 +165,10 @@ def write_trainer_checkpoint(
     json_state = _trainer_state(files, trainer_state or {}, recipe, step)
     scheduler = torch_from_schedule(recipe, position, schedule_state)
     settings = param_groups_from_recipe(recipe, scheduler["_last_lr"][0])
+    is_free, last_rate = has_schedule_free(opt_state), None
+    if is_free and position > 0 and schedule_state is None:
+        previous = torch_from_schedule(recipe, position - 1, None)
+        last_rate = previous["_last_lr"][0]
     buffers = read_buffers(like, names.model)
 
     # The files are written to a temporary folder, which is renamed at the end: Trainer
@@ -166,7 +185,10 @@ def write_trainer_checkpoint(
         if adapter is not None and ADAPTER_CONFIG not in files:
             write_adapter_config(temporary, adapter.config)
         weights = ADAPTER_FILES[0] if adapter is not None else _weights_file(files)
-        write_params(temporary / weights, params, names, buffers, frozen)
+        written = params
+        if is_free and not train_mode:
+            written = mean_params(params, opt_state, settings)
+        write_params(temporary / weights, written, names, buffers, frozen)
         state_dict = torch_from_opt_state(
             opt_state,
             params,
@@ -175,7 +197,11 @@ def write_trainer_checkpoint(
             groups=groups,
             layouts=layouts,
             decay_rule=recipe.decay_rule,
+            last_rate=last_rate,
         )
+        if is_free and not train_mode:
+            for group in state_dict["param_groups"]:
+                group["train_mode"] = False
         save_torch(_state_dict_like(files, state_dict), temporary / OPTIMIZER)
         if SCHEDULER in files:
             scheduler = _keys_like(load_torch(files[SCHEDULER]), scheduler)

@@ -216,7 +216,8 @@ def _finish(
                     "the best checkpoint cannot be read, so that the last parameters "
                     f"are used: {error}"
                 )
-    params = plan.final_params(end.state.params)
+    averaged = training.evaluation_params(end.state.params, end.state.opt_state)
+    params = plan.final_params(averaged)
     if stopped_by is None and not (run.is_finished and plan.has_model):
         # A finished run lacks the model if it was killed while the model was written.
         plan.write_model(params)
@@ -225,7 +226,7 @@ def _finish(
     if not evaluations:  # the log was deleted, or there is nothing to evaluate on
         metrics = {"loss": float("nan")}
         if plan.evaluate is not None:
-            metrics = dict(plan.evaluate(end.state.params))
+            metrics = dict(plan.evaluate(averaged))
         evaluations = [(run.step, metrics)]
     (first_step, first), (_, last) = evaluations[0], evaluations[-1]
     # A list from the log has each step once, except that a resumed run may repeat one.

@@ -8,6 +8,7 @@ import jax
 from .. import checkpoints, training
 from .._typing import PyTree
 from ..models import Model, ModelConfig
+from ..optimizers import without_moments
 from ..recipes import Recipe
 from ..sharding import make_mesh
 from ._base_weights import check_base, read_frozen, run_model, with_base
@@ -19,7 +20,7 @@ from ._setup import build_setup, init_schedule, schedule_and_optimizer
 
 
 class TrainedParams(NamedTuple):
-    """Parameters of a run at one step, without its optimizer state."""
+    """Parameters of a run at one step, averaged if its optimizer averages them."""
 
     checkpoint: Path  # folder of the checkpoint that was read
     config: RunConfig
@@ -87,7 +88,9 @@ def read_run(folder: Path) -> Run:
 
 
 def read_params(folder: Path) -> TrainedParams:
-    """Reads the parameters of a run, and none of its other arrays.
+    """Reads the parameters of a run with which it is evaluated.
+
+    Other arrays are read only if the optimizer of the run averages the parameters.
 
     Args:
         folder: folder of a checkpoint; or of a run, whose newest valid checkpoint is
@@ -107,20 +110,23 @@ def read_params(folder: Path) -> TrainedParams:
             checkpoint, is_verified = best, False
     model = run_model(config.model, config.job)
     on_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params, frozen = (
+    _, optimizer = schedule_and_optimizer(config.recipe, model)
+    opt_state = jax.eval_shape(optimizer.init, model.shapes)
+    params, frozen, averages = (
         jax.tree.map(
             lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=on_device),
             shapes,
         )
-        for shapes in (model.shapes, model.frozen_shapes)
+        for shapes in (model.shapes, model.frozen_shapes, without_moments(opt_state))
     )
     restored = checkpoints.restore(
         checkpoint,
-        {"state": {"params": params}},
+        {"state": {"params": params, "opt_state": averages}},
         is_partial=True,
         verify=not is_verified,
     )
-    trained = restored.arrays["state"]["params"]
+    state = restored.arrays["state"]
+    trained = training.evaluation_params(state["params"], state["opt_state"])
     if jax.tree.leaves(frozen):
         check_base(config.job, settings_of(checkpoint))
         trained = training.merge_params(trained, read_frozen(model, frozen, config))

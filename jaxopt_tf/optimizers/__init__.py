@@ -10,6 +10,12 @@ from ._adagrad import adagrad_tf as adagrad_tf
 from ._adamw import AdamWState as AdamWState
 from ._adamw import adamw_hf_v4 as adamw_hf_v4
 from ._adamw import adamw_tf as adamw_tf
+from ._averaged_params import EmaParamsState as EmaParamsState
+from ._averaged_params import averaging_states as averaging_states
+from ._averaged_params import ema_params as ema_params
+from ._averaged_params import eval_params as eval_params
+from ._averaged_params import is_averaging_state as is_averaging_state
+from ._averaged_params import without_moments as without_moments
 from ._clipping import ClipState as ClipState
 from ._clipping import clip as clip
 from ._clipping import is_clipped as is_clipped
@@ -31,5 +37,9 @@ from ._low_bit import lion_8bit_tf as lion_8bit_tf
 from ._quantized import QuantizedMoment as QuantizedMoment
 from ._rmsprop import RMSpropState as RMSpropState
 from ._rmsprop import rmsprop_tf as rmsprop_tf
+from ._schedule_free import ScheduleFreeState as ScheduleFreeState
+from ._schedule_free import schedule_free_adamw_tf as schedule_free_adamw_tf
+from ._schedule_free import schedule_free_radam_tf as schedule_free_radam_tf
+from ._schedule_free import schedule_free_sgd_tf as schedule_free_sgd_tf
 from ._sgd import SGDState as SGDState
 from ._sgd import sgd_tf as sgd_tf

@@ -288,7 +288,7 @@ class _Adam:
         """Returns the new parameter and the new moments."""
         (mu, nu), (beta1, beta2) = moments, self.betas
         g, dtype = leaf.grad, leaf.grad.dtype
-        mu = _lerp(mu, g, one_minus(beta1, dtype))
+        mu = lerp(mu, g, one_minus(beta1, dtype))
         # The first product is rounded on its own, as in torch's compiled kernel.
         # Without `prevent_fma` XLA fuses one product or the other with the sum, and the
         # choice may differ between programs for different numbers of devices.
@@ -302,11 +302,11 @@ def bias_correction(beta: Scalar, count: jax.Array, dtype: Any) -> ExactScalar:
     return exact_scalar(1.0, dtype) - exact_power(beta, count, dtype)
 
 
-def _lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
+def lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
     """Interpolates from the nearer of `start` and `end`, as `torch.lerp` does."""
     near_start = start + weight * (end - start)
     near_end = end + (weight - 1.0) * (end - start)
-    return jnp.where(weight < 0.5, near_start, near_end)
+    return jnp.where(jnp.abs(weight) < 0.5, near_start, near_end)
 
 
 def _check_moment_dtype(moment_dtype: Any) -> None:

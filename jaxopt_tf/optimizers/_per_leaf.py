@@ -41,16 +41,32 @@ class Leaf(NamedTuple):
 Moments = tuple[Any, ...]
 
 
+class Carried(NamedTuple):
+    """Scalars of a state, besides counters and rate, that every update replaces.
+
+    Attributes:
+        fields: names of their fields, which follow `rate_source`.
+        init: callable from the dtype of the state's rate to their first values.
+        update: callable (state, rate, count) -> (new values, shared), where `shared` is
+            the last argument of `LeafRule.scalars`.
+    """
+
+    fields: tuple[str, ...]
+    init: Callable[[Any], tuple[Any, ...]]
+    update: Callable[[Any, Rate, jax.Array], tuple[tuple[Any, ...], Any]]
+
+
 @dataclasses.dataclass(frozen=True)
 class LeafRule:
     """Arithmetic of one optimizer.
 
     Attributes:
         name: the optimizer's name, for errors.
-        state_type: a NamedTuple of `count`, `step`, `learning_rate`, `rate_source` and
-            a tree for each moment.
+        state_type: a NamedTuple of `count`, `step`, `learning_rate`, `rate_source`, the
+            fields of `carried` and a tree for each moment.
         scalars: callable that returns the scalars shared by all leaves with equal dtype
-            and number of updates.
+            and number of updates, from the rate, that number and, with `carried`, its
+            `shared`.
         update: callable that returns the new parameter and the new moments. It receives
             the leaf, the scalars and the moments in the dtype of the arithmetic.
         has_moment: for each moment, False if the state holds masked nodes instead.
@@ -61,23 +77,27 @@ class LeafRule:
             layouts.
         rate_of_count: default learning rate, used for Adafactor's relative step: a
             function of the number of moment updates and a dtype.
+        carried: further scalars of the state; None without any.
     """
 
     name: str
     state_type: Any
-    scalars: Callable[[Rate, jax.Array], Any]
+    scalars: Callable[..., Any]
     update: Callable[[Leaf, Any, Moments], Moments]
     _: dataclasses.KW_ONLY
     has_moment: tuple[bool, ...] = (True,)
     init: Callable[[jax.Array, Any], Moments] | None = None
     layouts: Callable[[PyTree, Sequence[Any]], Sequence[TorchLayout]] | None = None
     rate_of_count: Callable[[Step, Any], jax.Array] | None = None
+    carried: Carried | None = None
 
     @property
     def moments(self) -> tuple[str, ...]:
         """Names of the state's fields that have the structure of the parameters."""
         fields: tuple[str, ...] = self.state_type._fields
-        return fields[4:]  # after count, step, learning_rate and rate_source
+        num_carried = 0 if self.carried is None else len(self.carried.fields)
+        # After count, step, learning_rate, rate_source and the carried scalars.
+        return fields[4 + num_carried :]
 
     def layouts_of(self, params: PyTree, grads: Sequence[Any] = ()) -> Sequence[Any]:
         """Returns the layout of each leaf, or None for each without layouts."""
@@ -121,7 +141,8 @@ def per_leaf_optimizer(
         rows = [rule.init_leaf(*pair) for pair in zip(leaves, layouts, strict=True)]
         trees = _trees(treedef, rows, len(rule.moments))
         rate = _learning_rate.init(learning_rate, params)
-        return rule.state_type(jnp.zeros((), jnp.int32), *rate, *trees)
+        carried = () if rule.carried is None else rule.carried.init(rate[1].dtype)
+        return rule.state_type(jnp.zeros((), jnp.int32), *rate, *carried, *trees)
 
     def update(
         grads: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
@@ -142,12 +163,19 @@ def per_leaf_optimizer(
             first = counts[0] if counts else jnp.ones((), jnp.int32)
             return Rate(rate_of_count(first, dtype))
 
+        used = rate(state.learning_rate.dtype)
+        carried: tuple[Any, ...] = ()
+        shared_by_all: tuple[Any, ...] = ()
+        if rule.carried is not None:
+            carried, *rest = rule.carried.update(state, used, counts[0])
+            shared_by_all = tuple(rest)
+
         @functools.cache
         def scalars(i: int, dtype: Any) -> Any:
             leaf_rate = rate(dtype)
             if rate_of_count is not None:
                 leaf_rate = Rate(rate_of_count(counts[i], dtype))
-            return rule.scalars(leaf_rate, counts[i])
+            return rule.scalars(leaf_rate, counts[i], *shared_by_all)
 
         treedef: Any = jax.tree.structure(params)
         moments = [treedef.flatten_up_to(getattr(state, n)) for n in rule.moments]
@@ -161,9 +189,8 @@ def per_leaf_optimizer(
             else:  # integer leaves are left unchanged
                 rows.append((jnp.zeros_like(p), *old))
         updates, *trees = _trees(treedef, rows, 1 + len(rule.moments))
-        used = rate(state.learning_rate.dtype)
         new_rate = _learning_rate.advanced(learning_rate, state, used)
-        return updates, rule.state_type(count, *new_rate, *trees)
+        return updates, rule.state_type(count, *new_rate, *carried, *trees)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -200,6 +227,16 @@ def _schedule_of_counts(rate_of_count: Any) -> Schedule:
         return rate
 
     return schedule
+
+
+def own_copy(p: jax.Array, dtype: Any) -> jax.Array:
+    """Returns a parameter in another buffer; zeros for a shape without elements.
+
+    A step that donates parameters and state cannot donate one buffer twice.
+    """
+    if isinstance(p, jax.ShapeDtypeStruct):
+        return jnp.zeros_like(p, dtype)
+    return jnp.array(p, dtype, copy=True)
 
 
 def with_l2(leaf: Leaf, weight_decay: Scalar) -> jax.Array:

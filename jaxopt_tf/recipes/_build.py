@@ -13,10 +13,17 @@ import optax
 from .. import _pytrees
 from .._argument_names import checked_names
 from .._typing import PyTree, ScalarOrSchedule, Schedule
-from ..optimizers import DECAY_RULES_BY_TYPE, LayerNorms, TorchLayout, clip, decay_mask
+from ..optimizers import (
+    DECAY_RULES_BY_TYPE,
+    LayerNorms,
+    TorchLayout,
+    clip,
+    decay_mask,
+    ema_params,
+)
 from ..schedules import MetricDrivenSchedule, rate_dtype
-from ._optimizers import named_optimizer
-from ._rate_groups import DEFAULT_GROUP, group_labels
+from ._optimizers import ALGORITHMS, named_optimizer
+from ._rate_groups import DEFAULT_GROUP, ParamGroup, group_labels
 from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
 
 # Fields that determine the learning rate of each step and nothing else in the program.
@@ -59,7 +66,8 @@ def build_optimizer(
 
         optax.chain(clip(max_grad_norm), adamw_tf(schedule, ...))
 
-    If `max_grad_norm` is 0, the chain contains the optimizer only. With rate groups,
+    If `max_grad_norm` is 0, the chain contains no clipping, and with `ema_decay` its
+    last link is `ema_params`. With rate groups,
     the optimizer is an `optax.multi_transform` with one optimizer per group; clipping
     is applied before it, to the joint norm of all groups. With a metric-driven
     schedule, the rate is stored in the optimizer's state and starts at
@@ -102,8 +110,15 @@ def build_optimizer(
     settings: dict[str, Any] = {**vars(recipe), **varied.values}
     decays = recipe.weight_decay != 0 or "weight_decay" in varied.values
     mask = _decay_mask(recipe, layer_norms, decays)
+    recipes = {group.pattern: _in_group(recipe, group) for group in recipe.rate_groups}
+    recipes[DEFAULT_GROUP] = recipe
     by_label = {
-        label: named_optimizer(rate, settings, decay_mask=mask, layouts=layouts)
+        label: named_optimizer(
+            rate,
+            settings | {"warmup_steps": recipes[label].num_warmup_steps},
+            decay_mask=mask,
+            layouts=layouts,
+        )
         for label, rate in rates_of(recipe, varied, schedule).items()
     }
     optimizer = by_label[DEFAULT_GROUP]
@@ -119,10 +134,12 @@ def build_optimizer(
         optimizer = optax.multi_transform(by_label, labels)
     # Clipping is placed before `multi_transform`: inside `multi_transform`, each group
     # would be clipped by its own norm. torch clips by the joint norm of all groups.
-    max_norm = settings["max_grad_norm"]
-    if "max_grad_norm" not in varied.values and max_norm == 0:
-        return optax.chain(optimizer)
-    return optax.chain(clip(max_norm), optimizer)
+    max_norm, links = settings["max_grad_norm"], [optimizer]
+    if "max_grad_norm" in varied.values or max_norm != 0:
+        links.insert(0, clip(max_norm))
+    if recipe.ema_decay is not None:
+        links.append(ema_params(recipe.ema_decay))
+    return optax.chain(*links)
 
 
 def _decay_mask(
@@ -152,9 +169,13 @@ def compile_key(recipe: Recipe) -> Hashable:
     """Returns a key that is equal for recipes that can share one compiled program.
 
     Such recipes may differ in the fields that determine the learning rate, in
-    `weight_decay`, the betas, `adam_epsilon`, `max_grad_norm` and `seed`.
+    `weight_decay`, the betas, `adam_epsilon`, `max_grad_norm` and `seed`. The number of
+    warmup steps must be equal for optimizers with a warmup of their own.
     """
-    return tuple(v for name, v in vars(recipe).items() if name not in _DYNAMIC_FIELDS)
+    fixed = [v for name, v in vars(recipe).items() if name not in _DYNAMIC_FIELDS]
+    if "warmup_steps" in ALGORITHMS[recipe.optim].takes:
+        fixed.append(recipe.num_warmup_steps)
+    return tuple(fixed)
 
 
 def stack_recipes(recipes: Sequence[Recipe]) -> RunHyperparams:
@@ -216,11 +237,13 @@ def rates_of(
         DEFAULT_GROUP: recipe.learning_rate if is_driven else schedule
     }
     for group in recipe.rate_groups:
-        group_schedule: Any = build_schedule(
-            replace(recipe, rate_groups=(), **group.overrides)
-        )
+        group_schedule: Any = build_schedule(_in_group(recipe, group))
         rates[group.pattern] = functools.partial(_scaled, group_schedule, group.factor)
     return rates
+
+
+def _in_group(recipe: Recipe, group: ParamGroup) -> Recipe:
+    return replace(recipe, rate_groups=(), **group.overrides)
 
 
 def _scaled(schedule: Schedule, factor: float, step: jax.Array) -> jax.Array:

@@ -15,13 +15,23 @@ import optax
 
 from .. import _pytrees
 from .._typing import PyTree
-from ..optimizers import ClipState, LayerNorms, decay_mask, get_learning_rate
+from ..optimizers import (
+    ClipState,
+    EmaParamsState,
+    LayerNorms,
+    ScheduleFreeState,
+    averaging_states,
+    decay_mask,
+    get_learning_rate,
+)
 from ._optimizers import ALGORITHMS
 from ._recipe import Recipe
 from ._recipe_findings import Finding, floating_leaves, rate_at
 
 # Limit of the simulated warmup: the results of the checks do not depend on more steps.
 _MAX_WARMUP_STEPS = 10_000
+# More steps than RAdam takes without a change of the parameters.
+_NUM_SILENT_STEPS = 16
 # States of optax 0.2 whose transformations the updates below check completely.
 _KNOWN_STATES = re.compile(
     r"MaskedNode|(Empty|Factored|Inject\w*Hyperparams|Masked|MultiSteps|Partition|"
@@ -83,6 +93,8 @@ class _Probe:
         self.params = jax.tree.map(small, params)
         self.zeros = jax.tree.map(np.zeros_like, self.params)
         self.num_steps = min(recipe.num_warmup_steps, _MAX_WARMUP_STEPS) + 1
+        if recipe.optim == "schedule_free_radam":
+            self.num_steps += _NUM_SILENT_STEPS
         tx = optax.with_extra_args_support(optimizer)
 
         @jax.jit
@@ -107,12 +119,20 @@ class _Probe:
         return self._repeat(self.params, grads, state, times)
 
     def moments(self, state: PyTree) -> dict[str, np.ndarray]:
-        """Returns the leaves of the state that belong to a parameter, by name."""
+        """Returns the leaves of the state that belong to a parameter, by name.
+
+        Averages of parameters are left out: they are no functions of gradients alone.
+        """
         ends = tuple("." + name for name in _pytrees.leaf_names(self.params))
+        averages = tuple(
+            f"{path}.{field}.".removeprefix(".")
+            for kind, field in ((ScheduleFreeState, "z"), (EmaParamsState, "ema"))
+            for path in _paths(state, kind)
+        )
         return {
             n: x
             for n, x in _floating_arrays(state).items()
-            if x.ndim and n.endswith(ends)
+            if x.ndim and n.endswith(ends) and not n.startswith(averages)
         }
 
     def rate_at(self, step: int) -> Any:
@@ -162,6 +182,15 @@ def _state_findings(recipe: Recipe, state: PyTree) -> Iterator[Finding]:
             f"`gradient_accumulation_steps` {recipe.gradient_accumulation_steps}",
             reason="gradients are accumulated twice, so that updates are less frequent",
             fix="Remove `optax.MultiSteps`: the train step accumulates gradients",
+        )
+    is_averaged = recipe.ema_decay is not None
+    if is_averaged and not averaging_states(state):
+        yield Finding(
+            problem=f"`ema_decay` is {recipe.ema_decay:g}, and the optimizer has no "
+            "average of the parameters",
+            reason="the model is evaluated and saved with its last parameters",
+            fix="`optax.chain(optimizer, ema_params(decay))`, or "
+            "`build_optimizer(recipe)`",
         )
     if any(".inner_states" in f".{path}" for path in _paths(state, ClipState)):
         yield Finding(

@@ -19,11 +19,13 @@ class Algorithm(NamedTuple):
     """Row of the table `ALGORITHMS`."""
 
     build: Callable[..., optax.GradientTransformationExtraArgs]
-    takes: tuple[str, ...] = ()  # subset of "betas", "eps" and "layouts"
+    takes: tuple[str, ...] = ()  # of "betas", "eps", "layouts" and "warmup_steps"
     # Arguments that Transformers reads from `optim_args`: name -> float or bool.
     optim_args: Mapping[str, type] = MappingProxyType({})
     # Weight decay is added to the gradient, as in torch, and enters the moments.
     is_decay_in_gradient: bool = False
+    # Parameters are evaluated and saved as averages, see `eval_params`.
+    is_averaging: bool = False
 
 
 def _torch_algorithm(build: Callable[..., Any], **optim_args: type) -> Algorithm:
@@ -43,6 +45,8 @@ _ADAMW_KERNELS = (
 )
 _ADAMW_8_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 _LOW_BIT_ARGUMENTS = ("betas", "eps", "layouts")
+# Arguments of schedulefree's optimizers that Trainer reads from `optim_args`.
+_WEIGHTS_OF_MEAN: dict[str, type] = {"r": float, "weight_lr_power": float}
 # Values of `optim` that `Recipe` accepts.
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
@@ -80,6 +84,25 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             ("lion_8bit", "paged_lion_8bit"),
             Algorithm(optimizers.lion_8bit_tf, ("betas", "layouts")),
         ),
+        "schedule_free_adamw": Algorithm(
+            optimizers.schedule_free_adamw_tf,
+            ("betas", "eps", "warmup_steps"),
+            _WEIGHTS_OF_MEAN,
+            is_averaging=True,
+        ),
+        "schedule_free_radam": Algorithm(
+            optimizers.schedule_free_radam_tf,
+            ("betas", "eps"),
+            _WEIGHTS_OF_MEAN,
+            is_averaging=True,
+        ),
+        "schedule_free_sgd": Algorithm(
+            optimizers.schedule_free_sgd_tf,
+            ("warmup_steps",),
+            _WEIGHTS_OF_MEAN,
+            is_decay_in_gradient=True,
+            is_averaging=True,
+        ),
     }
 )
 # Values of `optim` for which `optim_args` may be given.
@@ -89,15 +112,6 @@ _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 # Common names of other libraries, in lower case and without underscores.
 _COMMON_NAMES = {"adam": "adamw_torch", "adamw": "adamw_torch", "lion": "lion_32bit"}
 _NOT_COMPARED = "no comparison with its package was possible; use 'adamw_torch'"
-_AVERAGES = (
-    "Trainer evaluates the model with averaged parameters, which an optax "
-    "transformation does not return; "
-)
-_SCHEDULE_FREE = _AVERAGES + (
-    "see `optax.contrib.schedule_free`, whose parameters differ by at most {} from "
-    "those of schedulefree 1.4.1 after 50 steps if the warmup of its base optimizer is "
-    "evaluated at step + 1; or use '{}'"
-)
 # Regular expressions of names that Trainer accepts and `Recipe` rejects, with the
 # reason. The first match is used.
 _REFUSED = {
@@ -112,9 +126,6 @@ _REFUSED = {
     "comparison was possible; use 'adamw_torch'",
     "grokadamw": _NOT_COMPARED,
     "stable_adamw": f"{_NOT_COMPARED} with `max_grad_norm`",
-    "schedule_free_radam": f"{_AVERAGES}use 'adamw_torch'",
-    "schedule_free_adamw": _SCHEDULE_FREE.format("4e-5", "adamw_torch"),
-    "schedule_free_sgd": _SCHEDULE_FREE.format("4e-6", "sgd"),
 }
 
 
@@ -149,6 +160,7 @@ def named_optimizer(
     Args:
         learning_rate: the rate, or a schedule.
         settings: values by the names of a recipe's fields; numbers may be traced.
+            `warmup_steps` is a number of steps.
         decay_mask: see `adamw_tf`.
         layouts: see `adafactor_tf` and `adamw_8bit_tf`; other optimizers ignore it.
 
@@ -156,12 +168,15 @@ def named_optimizer(
         ValueError, TypeError: if the optimizer rejects a value.
 
     Source: transformers 5.23 `trainer_optimizer.py`; 4.46 `trainer.py` for "adamw_hf".
+    Differs: Trainer passes a fraction as `warmup_steps` to schedulefree as it is, whose
+        first step then has the rate divided by the fraction.
     """
     algorithm = ALGORITHMS[settings["optim"]]
     options = {
         "betas": (settings["adam_beta1"], settings["adam_beta2"]),
         "eps": settings["adam_epsilon"],
         "layouts": layouts,
+        "warmup_steps": settings["warmup_steps"],
     }
     return algorithm.build(
         learning_rate,

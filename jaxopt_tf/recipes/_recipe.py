@@ -12,7 +12,12 @@ from .._argument_names import checked_fields
 from .._typing import Schedule
 from ..optimizers import DECAY_RULES
 from ..schedules import MetricDrivenSchedule, get_scheduler
-from ._optimizers import named_optimizer, optimizer_refusal, read_optim_args
+from ._optimizers import (
+    ALGORITHMS,
+    named_optimizer,
+    optimizer_refusal,
+    read_optim_args,
+)
 from ._rate_groups import ParamGroup, read_rate_groups, sorted_pairs
 
 _PHASED = "warmup_stable_decay"
@@ -46,9 +51,12 @@ class Recipe:
             fraction of `max_steps`, rounded up. 0 for a metric-driven schedule.
         optim: name of the optimizer: "adamw_torch" (or one of its other kernels),
             "adamw_hf" of Transformers 4, "adafactor" with a given rate, as in Trainer,
-            "sgd", "adagrad", "rmsprop" or "lion_32bit".
+            "sgd", "adagrad", "rmsprop", "lion_32bit", or "schedule_free_adamw",
+            "schedule_free_radam" and "schedule_free_sgd", which are evaluated and saved
+            with averaged parameters.
         optim_args: further arguments of sgd (momentum, dampening, nesterov), adagrad
-            (lr_decay, eps) and rmsprop (momentum, alpha, eps, centered): a mapping, or
+            (lr_decay, eps), rmsprop (momentum, alpha, eps, centered) and the
+            schedule-free optimizers (r, weight_lr_power): a mapping, or
             a string "momentum=0.9,nesterov=true". Stored as sorted pairs.
         weight_decay: coefficient of decoupled weight decay, which is multiplied by the
             rate. For sgd, adagrad and rmsprop, `weight_decay` times the parameter is
@@ -66,6 +74,8 @@ class Recipe:
             0 to below 1.
         adam_epsilon: constant added to AdamW's denominator; at least 0.
         max_grad_norm: maximum of the global gradient norm; 0 for no clipping.
+        ema_decay: weight of the old mean in an exponential mean of the parameters, with
+            which the model is evaluated and saved; from 0 to below 1. None for no mean.
         label_smoothing_factor: weight of the mean over all classes in the loss; from 0
             to below 1.
         seed: seed of parameters, dropout and data order; from 0 to 2^32 - 1.
@@ -83,7 +93,9 @@ class Recipe:
 
     Source: transformers 5.23 `training_args.py`, `TrainingArguments`.
     Differs: phases that end after `max_steps` are rejected. A warmup is rejected for a
-        metric-driven schedule, which would ignore it.
+        metric-driven schedule, which would ignore it. `warmup_steps` that are a
+        fraction are the same number of steps for the schedule and for a schedule-free
+        optimizer; Trainer passes the fraction to the optimizer.
     """
 
     max_steps: int
@@ -102,6 +114,7 @@ class Recipe:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    ema_decay: float | None = None
     label_smoothing_factor: float = 0.0
     seed: int = 42
 
@@ -118,6 +131,8 @@ class Recipe:
             _checks.non_negative(name, getattr(self, name))
         for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             _checks.fraction_below_one(name, getattr(self, name))
+        if self.ema_decay is not None:
+            _checks.fraction_below_one("ema_decay", self.ema_decay)
         _set(self, "decay_rule", _decay_rule(self.decay_rule))
         # From here on, checks build schedules and optimizers from fields that were
         # checked above.
@@ -274,8 +289,14 @@ def _check_optimizer(recipe: Recipe) -> None:
     if refusal is not None:
         raise ValueError(refusal)
     _set(recipe, "optim_args", read_optim_args(recipe.optim, recipe.optim_args))
+    if ALGORITHMS[recipe.optim].is_averaging and recipe.ema_decay is not None:
+        raise ValueError(
+            f"`ema_decay` must be left out with the `optim` {recipe.optim!r}, which "
+            f"averages the parameters itself, got {recipe.ema_decay!r}."
+        )
+    settings = {**vars(recipe), "warmup_steps": recipe.num_warmup_steps}
     try:
-        named_optimizer(recipe.learning_rate, vars(recipe))
+        named_optimizer(recipe.learning_rate, settings)
     except (TypeError, ValueError) as error:
         raise type(error)(
             f"`optim` {recipe.optim!r} with `optim_args` {recipe.optim_args!r}: {error}"

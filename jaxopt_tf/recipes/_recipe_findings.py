@@ -64,6 +64,7 @@ def recipe_findings(recipe: Recipe, params: PyTree | None) -> Iterator[Finding]:
         yield from _warmup(recipe)
         yield from _rates(recipe)
         yield from _decay(recipe, params)
+    yield from _averages(recipe)
 
 
 def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
@@ -101,7 +102,8 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
 
 def _warmup(recipe: Recipe) -> Iterator[Finding]:
     num_warmup, max_steps = recipe.num_warmup_steps, recipe.max_steps
-    if recipe.lr_scheduler_type == "constant" and num_warmup:
+    has_own_warmup = "warmup_steps" in ALGORITHMS[recipe.optim].takes
+    if recipe.lr_scheduler_type == "constant" and num_warmup and not has_own_warmup:
         yield Finding(
             problem=f"`warmup_steps` is {recipe.warmup_steps!r} with 'constant'",
             reason="this schedule has no warmup, as in Transformers, and ignores it",
@@ -112,6 +114,32 @@ def _warmup(recipe: Recipe) -> Iterator[Finding]:
             problem=f"{num_warmup} of {max_steps} steps are warmup",
             reason="the highest rate is reached late, or not at all",
             fix=f"Use at most a tenth, `warmup_steps={max(1, max_steps // 10)}`",
+        )
+
+
+def _averages(recipe: Recipe) -> Iterator[Finding]:
+    if ALGORITHMS[recipe.optim].is_averaging and recipe.lr_scheduler_type != "constant":
+        has_own_warmup = "warmup_steps" in ALGORITHMS[recipe.optim].takes
+        yield Finding(
+            problem=f"`lr_scheduler_type` is {recipe.lr_scheduler_type!r} with "
+            f"{recipe.optim!r}",
+            reason="its average takes the place of a decay of the rate, and the warmup "
+            "of the schedule is multiplied by that of the optimizer"
+            if has_own_warmup
+            else "its average takes the place of a decay of the rate",
+            fix="Use 'constant'"
+            + ", with which `warmup_steps` apply once" * has_own_warmup,
+        )
+    if recipe.ema_decay is None:
+        return
+    first_weight = recipe.ema_decay**recipe.max_steps
+    if first_weight > 0.1:
+        yield Finding(
+            problem=f"`ema_decay` is {recipe.ema_decay:g} in a run of "
+            f"{recipe.max_steps} steps",
+            reason=f"{first_weight:.0%} of the mean at its end are the parameters "
+            "after the first step",
+            fix=f"Use at most {0.1 ** (1 / recipe.max_steps):.4g}",
         )
 
 

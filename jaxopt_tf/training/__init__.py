@@ -34,6 +34,7 @@ from ._signals import stop_on_signals as stop_on_signals
 from ._state import Metrics as Metrics
 from ._state import Norms as Norms
 from ._state import TrainState as TrainState
+from ._state import evaluation_params as evaluation_params
 from ._state import init_train_state as init_train_state
 from ._step import EvalStep as EvalStep
 from ._step import TrainStep as TrainStep

@@ -18,7 +18,13 @@ from . import _evaluation
 from ._evaluation import Evaluation, Selection
 from ._gradients import Batch
 from ._resume import RunState
-from ._state import Metrics, TrainState, device_put_like, with_learning_rate
+from ._state import (
+    Metrics,
+    TrainState,
+    device_put_like,
+    evaluation_params,
+    with_learning_rate,
+)
 from ._step import TrainStep
 
 # Number of steps whose metrics are fetched from the device in one transfer.
@@ -96,7 +102,8 @@ def train(
             also if the run is interrupted.
         evaluate: function from params to evaluation metrics, see `make_evaluate`;
             called before step 1 (for monitors only), every `eval_steps` and after the
-            last step.
+            last step. If the optimizer averages the parameters, it receives the
+            average, see `evaluation_params`.
         eval_steps: steps between evaluations; None to evaluate only at start and end.
         selection: settings of model selection and early stopping.
         metric_schedule: sets the rate after every evaluation except the first. The
@@ -228,7 +235,8 @@ class _Run:
         self.report()
         if self.eval_function is None:
             return None
-        params = self.run_state.state.params
+        state = self.run_state.state
+        params = evaluation_params(state.params, state.opt_state)
         metrics = _evaluation.metric_values(self.eval_function(params))
         evaluation = Evaluation(self.step, metrics)
         # Called for its check only: a missing metric is reported at the first

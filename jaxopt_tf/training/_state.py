@@ -10,7 +10,7 @@ import optax
 
 from .. import _checks
 from .._typing import PyTree
-from ..optimizers import set_learning_rate
+from ..optimizers import averaging_states, eval_params, set_learning_rate
 
 
 @flax.struct.dataclass
@@ -95,6 +95,23 @@ def with_learning_rate(
     return dataclasses.replace(
         state, opt_state=jax.tree.map(device_put_like, opt_state, state.opt_state)
     )
+
+
+def evaluation_params(params: PyTree, opt_state: PyTree) -> PyTree:
+    """Returns the parameters with which to evaluate, save and export.
+
+    The result is that of `optimizers.eval_params`, compiled, and has the shardings of
+    `params`. It is `params` itself if the optimizer does not average parameters.
+    """
+    if not averaging_states(opt_state):
+        return params
+    averaged = _compiled_eval_params(params, opt_state)
+    # With ZeRO-1 averages are sharded further than parameters. The result is awaited,
+    # because two programs with collectives may wait for each other on CPUs.
+    return jax.block_until_ready(jax.tree.map(device_put_like, averaged, params))
+
+
+_compiled_eval_params = jax.jit(eval_params)
 
 
 def device_put_like(new: jax.Array, old: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import rich.table
 
 from .. import _checks, plots
 from .._typing import PyTree
-from ..optimizers import LayerNorms, TorchLayout
+from ..optimizers import LayerNorms, TorchLayout, eval_params
 from ..recipes import Recipe
 from ..training import Batch, LossFn
 from ._folds import Folds, make_folds
@@ -289,7 +289,9 @@ def decay_path(
             # Without warm starts, `group.states` is empty.
             for i, state in zip(group.runs, group.states, strict=False):
                 if np.isfinite(losses[0, i]):
-                    params[i - num_folds] = state.state.params
+                    trained = state.state
+                    final = eval_params(trained.params, trained.opt_state)
+                    params[i - num_folds] = final
                 elif i in params:
                     params[i - num_folds] = params[i]
     training, eval_loss = losses.reshape(2, -1, num_folds)

@@ -278,7 +278,7 @@ def _max_runs_within(
         num_runs = _round_up(max_runs, program.num_devices)
         state = _resized(run_batch.state, num_runs, program.run_sharding)
         lowered = [program.step.lower(state, batches)]
-        lowered += [program.evaluate.lower(state.state.params, x) for x in eval_batches]
+        lowered += [program.evaluate.lower(state.state, x) for x in eval_batches]
         needed = max(_bytes_of(each.compile().memory_analysis()) for each in lowered)
         if needed <= limit:
             return max_runs

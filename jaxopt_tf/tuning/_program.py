@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from .. import training
 from .._typing import PyTree
+from ..optimizers import eval_params
 from ..recipes import Recipe, RunHyperparams, build_optimizer
 from ..training import Batch, TrainState
 from ._task import Task
@@ -44,8 +45,8 @@ class Program(NamedTuple):
     start: Callable[..., VmapState]
     # (state, batches [S, ...] of S streams) -> (state, output); donates the state
     step: Callable[[VmapState, Batch], tuple[VmapState, StepOutput]]
-    # (params [K, ...], batch) -> (summed losses [K], numbers of items [K])
-    evaluate: Callable[[PyTree, Batch], tuple[jax.Array, jax.Array]]
+    # (state [K, ...], batch) -> (summed losses [K], numbers of items [K])
+    evaluate: Callable[[TrainState, Batch], tuple[jax.Array, jax.Array]]
     run_sharding: Sharding  # sharding of arrays [K, ...]
 
     @property
@@ -102,7 +103,11 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
         output = StepOutput(jnp.where(is_stopped, jnp.nan, metrics.loss), is_stopped)
         return dataclasses.replace(run, state=state), output
 
-    evaluate = training.make_eval_step(task.loss_fn, compute_dtype=task.compute_dtype)
+    eval_step = training.make_eval_step(task.loss_fn, compute_dtype=task.compute_dtype)
+
+    def evaluate(state: TrainState, batch: Batch):
+        return eval_step(eval_params(state.params, state.opt_state), batch)
+
     # The state is sharded along the runs. Its memory is donated to the next state; the
     # batches are replicated.
     mesh = jax.sharding.Mesh(np.array(devices), ("runs",))
@@ -185,7 +190,7 @@ class RunBatch:
         # Batches are summed in float64 on the host; the sum within a batch is float32.
         total, num_items = np.zeros(len(self.recipes)), np.zeros(len(self.recipes))
         for batch in batches:
-            evaluated = self.program.evaluate(self.state.state.params, batch)
+            evaluated = self.program.evaluate(self.state.state, batch)
             sums, counts = jax.device_get(evaluated)
             total, num_items = total + sums, num_items + counts
         return total, num_items

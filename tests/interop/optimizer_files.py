@@ -11,8 +11,6 @@ _BNB = "__bnb_optimizer_quant_state__"
 _TWO = "weight_decay lr betas eps alpha t_alpha t_beta3 initial_lr"
 _ONE = "weight_decay lr betas eps initial_lr"
 _EIGHT = "state1 qmap1 state2 qmap2 absmax1 absmax2"
-_FREE = "weight_decay lr r k train_mode weight_sum lr_max scheduled_lr weight_lr_power"
-_FREE += " foreach initial_lr"
 _DUMMY = ("a layer-wise optimizer", "", "lr initial_lr")
 FILES = {
     "sgd": ("torch's SGD", "", "lr momentum dampening nesterov maximize foreach fused"),
@@ -64,21 +62,6 @@ FILES = {
         "exp_avg exp_avg_sq eps_sq kahan_comp",
         "weight_decay lr beta1 beta2 eps decouple_lr max_lr kahan_sum foreach triton "
         "gradient_release initial_lr setup step",
-    ),
-    "schedule_free_adamw": (
-        "schedule_free_adamw",
-        "z exp_avg_sq",
-        f"{_FREE} betas eps warmup_steps",
-    ),
-    "schedule_free_radam": (
-        "schedule_free_radam",
-        "z exp_avg_sq",
-        f"{_FREE} betas eps silent_sgd_phase",
-    ),
-    "schedule_free_sgd": (
-        "schedule_free_sgd",
-        "z",
-        f"{_FREE} momentum warmup_steps",
     ),
     "adamw_anyprecision": (
         "adamw_anyprecision",

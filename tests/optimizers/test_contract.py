@@ -21,8 +21,12 @@ from jaxopt_tf.optimizers import (
     adamw_hf_v4,
     adamw_tf,
     clip,
+    ema_params,
     lion_tf,
     rmsprop_tf,
+    schedule_free_adamw_tf,
+    schedule_free_radam_tf,
+    schedule_free_sgd_tf,
     sgd_tf,
 )
 
@@ -50,6 +54,14 @@ TRANSFORMATIONS = {
         rising, momentum=0.9, centered=True, weight_decay=0.1
     ),
     "lion_tf": lambda: lion_tf(1e-3, weight_decay=0.1),
+    "schedule_free_adamw_tf": lambda: schedule_free_adamw_tf(
+        1e-3, weight_decay=0.1, warmup_steps=3
+    ),
+    "schedule_free_radam_tf": lambda: schedule_free_radam_tf(
+        rising, r=0.5, silent_sgd_phase=False
+    ),
+    "schedule_free_sgd_tf": lambda: schedule_free_sgd_tf(1e-3, weight_decay=0.1),
+    "sgd_tf, ema_params": lambda: optax.chain(sgd_tf(1e-3), ema_params(0.9)),
     "clip, adamw_tf": lambda: optax.chain(clip(1.0), adamw_tf(rising)),
 }
 # Transformations whose `init(params)` returns a state per parameter.
@@ -58,7 +70,7 @@ OPTIMIZERS = [name for name in TRANSFORMATIONS if name != "clip"]
 # Without variants: for wrappers and models, which see the kinds of state only.
 VARIANTS = {
     *("adamw_tf exact", "adamw_tf own moments", "adafactor_tf", "adafactor_trainer"),
-    *("sgd_tf", "rmsprop_tf"),
+    *("sgd_tf", "rmsprop_tf", "schedule_free_radam_tf", "schedule_free_sgd_tf"),
 }
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -216,6 +228,9 @@ def test_works_inside_of_optax_wrappers(name, wrapper):
         lion_tf,
         clip,
         rmsprop_tf,
+        schedule_free_adamw_tf,
+        schedule_free_sgd_tf,
+        ema_params,
         functools.partial(sgd_tf, momentum=0.9),
     ],
     ids=lambda factory: getattr(factory, "__name__", str(factory)[:40]),

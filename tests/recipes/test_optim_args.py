@@ -34,6 +34,7 @@ def made(optim, args):
         ("sgd", "", ()),
         ("sgd", None, ()),
         ("adamw_torch", {}, ()),
+        ("schedule_free_sgd", "r=0.5", (("r", 0.5),)),
     ],
 )  # fmt: skip
 def test_reads_each_by_its_type(optim, given, read):
@@ -61,6 +62,8 @@ def test_reads_each_by_its_type(optim, given, read):
         ("sgd", "momentum=-1", ValueError, "'sgd' with `optim_args`.*`momentum`"),
         ("sgd", "nesterov=1", ValueError, "'sgd' with `optim_args`.*requires"),
         ("rmsprop", "alpha=nan", ValueError, "`alpha` must be"),
+        ("schedule_free_sgd", "momentum=0.9", ValueError, "'r'.*, got 'momentum'"),
+        ("schedule_free_adamw", "r=-1", ValueError, "`r` must be .*at least 0"),
     ],
 )
 def test_refuses_what_is_no_argument(optim, given, error, match):
@@ -115,16 +118,6 @@ def test_refuses_what_is_no_name(optim):
 )
 def test_a_refusal_has_its_reason(name, reason):
     assert reason in optimizer_refusal(name)
-
-
-@pytest.mark.parametrize(
-    ("name", "distance"),
-    [("schedule_free_adamw", "4e-5"), ("schedule_free_sgd", "4e-6")],
-)
-def test_reports_how_near_optax_comes_to_schedule_free(name, distance):
-    words = f"averaged parameters.*at most {distance}.*1.4.1 after 50 steps"
-    with pytest.raises(ValueError, match=words):
-        Recipe(max_steps=10, optim=name)
 
 
 def test_a_name_that_there_is_is_not_refused():

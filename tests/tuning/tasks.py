@@ -62,5 +62,6 @@ def alone(task: Task, recipe: Recipe) -> tuple[np.ndarray, float]:
         state, metrics = step(state, batch)
         losses.append(float(metrics.loss))
     (batch,) = task.eval_batches
-    total, num_items = jax.jit(task.loss_fn)(state.params, batch)
+    params = training.evaluation_params(state.params, state.opt_state)
+    total, num_items = jax.jit(task.loss_fn)(params, batch)
     return np.array(losses), float(total / num_items)

@@ -61,6 +61,13 @@ def test_each_run_is_what_it_is_alone(optim):
     assert_as_alone(task, recipes, train_many(task, recipes))
 
 
+def test_averages_are_evaluated():
+    free = {"optim": "schedule_free_sgd", "warmup_steps": 8}
+    recipes = recipes_of({"ema_decay": 0.9}, free, free | {"learning_rate": 1e-2})
+    task = tasks.digits_task()
+    assert_as_alone(task, recipes, train_many(task, recipes))
+
+
 def test_other_optimizers_and_batches_are_programs_of_their_own():
     two_halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     recipes = recipes_of({"optim": "lion_32bit", "learning_rate": 1e-3}, two_halves)
