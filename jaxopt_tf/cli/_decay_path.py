@@ -93,6 +93,8 @@ def _decay_path(flags: DecayPath) -> int:
         takes_key=task.takes_key,
         compute_dtype=task.compute_dtype,
         layouts=task.layouts,
+        layer_norms=task.layer_norms,
+        frozen=task.frozen,
         memory_limit=flags.memory_limit,
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -128,6 +128,11 @@ def _migrate(source: Path, out: Path, flags: Sequence[str]) -> None:
             f"{out} contains the run of {source} at step {exported.step:,}, for\n"
             f"  Trainer.train(resume_from_checkpoint={str(out)!r})"
         )
+        if exported.frozen:
+            print(
+                "Trainer must get a model in which `requires_grad` is False for "
+                f"{len(exported.frozen)} parameters:\n  {', '.join(exported.frozen)}"
+            )
     else:
         raise ValueError(
             "`FOLDER` must be a Trainer's checkpoint-<step>, a run's folder or one of "

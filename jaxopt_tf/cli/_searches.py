@@ -27,7 +27,9 @@ class SearchFlags(RunFlags):
         *("model_name_or_path", "from_scratch", "text", "train_file"),
         *("validation_file", "text_column", "tokenizer", "eos_token_id", "output_dir"),
         *("bf16", "tf32", "per_device_eval_batch_size"),
-        *("packing", "completion_only_loss", "chat_template"),
+        *("packing", "completion_only_loss", "chat_template", "freeze"),
+        *("model_implementation", "lora_r", "lora_alpha", "lora_dropout"),
+        "lora_target_modules",
     }
 
     memory_limit: float | None = None

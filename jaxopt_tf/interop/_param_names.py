@@ -1,8 +1,8 @@
 """Matching of the leaves of a tree to the parameters of a torch model, by name."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -60,6 +60,35 @@ class ParamNames:
             for found in self.slices
             if (parent := found.torch_name.rpartition(".")[0]) in norms
         }
+
+    def with_frozen(self, leaves: Collection[str]) -> "ParamNames":
+        """Returns the names for an optimizer that does not train these leaves.
+
+        Trainer has frozen parameters in no group of optimizer.pt.
+
+        Args:
+            leaves: names of leaves.
+
+        Raises:
+            ValueError: if a torch parameter consists of frozen and of trained leaves.
+        """
+        frozen = set()
+        for name, slices in self.by_tensor.items():
+            parts = {found.leaf: found.leaf in leaves for found in slices}
+            if len(set(parts.values())) > 1:
+                raise ValueError(
+                    f"`leaves` must freeze torch's parameter {name!r} as a whole, got "
+                    f"{sorted(n for n in parts if parts[n])} without "
+                    f"{sorted(n for n in parts if not parts[n])}. Freeze all of them "
+                    "or none."
+                )
+            if all(parts.values()):
+                frozen.add(name)
+        parameters = tuple(
+            p._replace(is_trainable=p.is_trainable and p.name not in frozen)
+            for p in self.model.parameters
+        )
+        return replace(self, model=replace(self.model, parameters=parameters))
 
 
 def match_names(

@@ -78,6 +78,14 @@ def read_frozen(model: Model, shapes: PyTree, config: RunConfig) -> PyTree:
     return jax.jit(init, out_shardings=shardings)()
 
 
+def on_first_device(shapes: PyTree) -> PyTree:
+    """Returns shapes that are placed on the first device of this process."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=sharding), shapes
+    )
+
+
 def with_base(job: Job) -> dict[str, str]:
     """Returns a digest of the weights that a run reads again; {} if there are none.
 

@@ -41,7 +41,7 @@ def example_plan(
     batches: Any,
     compute_metrics: MetricsFn | None,
     notes: Sequence[str],
-    write_model: Callable[[PyTree], None],
+    write_model: Callable[[PyTree, PyTree], None],
     predict: PredictFn | None = None,
     monitors: Sequence[training.Monitor] = (),
     command: str | None = None,
@@ -57,7 +57,8 @@ def example_plan(
         batches: updates to train on.
         compute_metrics: metrics of evaluations; None for the loss only.
         notes: sentences for the header.
-        write_model: function that writes the final parameters.
+        write_model: function that writes the final parameters; it also takes those
+            that are frozen.
         predict: as for `make_example_evaluate`.
         monitors: further monitors.
         command: command line that resumes the run; None for a call of `train`.
@@ -67,7 +68,8 @@ def example_plan(
     setup = setup_of(model, recipe, job, mesh)
     if jax.tree.leaves(setup.frozen):
         placed = jax.tree.map(lambda x: x.sharding, setup.frozen)
-        setup = setup.with_frozen(jax.device_put(model.frozen, placed))
+        frozen = model.init_frozen(recipe.seed)
+        setup = setup.with_frozen(jax.device_put(frozen, placed))
     on_devices = DeviceBatches(model, mesh, recipe.gradient_accumulation_steps)
     evaluate = None
     if held_out is not None:
@@ -128,7 +130,7 @@ def example_plan(
             ),
         ],
         has_model=has_weights(run.folder),
-        write_model=write_model,
+        write_model=lambda params: write_model(params, setup.frozen),
         loss_unit="",
         how_to_resume=command or "call `jobs.train` again with the same arguments",
         num_programs=lambda: on_devices.num_shapes,

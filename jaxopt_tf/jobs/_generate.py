@@ -312,8 +312,10 @@ def _read_run(folder: Path, given: PromptSettings, bf16: bool | None) -> _Traine
 def _read_transformers(
     folder: Path, given: PromptSettings, bf16: bool | None
 ) -> _Trained:
-    settings = settings_from_transformers_config(folder, "flax")
-    model = build_model(config_type(settings)(**settings))
+    settings = settings_from_transformers_config(folder)
+    kind = config_type(settings)
+    settings.pop("model_implementation", None)  # of the job, not of the model
+    model = build_model(kind(**settings))
     codec = codec_of_folder(folder, given)
     return _Trained(
         path=folder,

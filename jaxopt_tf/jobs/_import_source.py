@@ -86,7 +86,7 @@ def check_all_trained(job: Job) -> None:
     """
     if job.freeze:
         raise ValueError(
-            "`freeze` must be left out of a run that is imported or exported, got "
+            "`freeze` must be left out of a run that is imported, got "
             f"{list(job.freeze)}: optimizer.pt of Trainer has no moments of frozen "
             "parameters, and the run cannot know which parameters Trainer had frozen. "
             "Use the functions of `interop` in Python."

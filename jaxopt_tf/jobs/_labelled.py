@@ -173,13 +173,17 @@ def _with_perplexity(evaluate: Callable) -> Callable[[PyTree], dict[str, float]]
 
 
 def _write_model(
-    folder: Path, model: TorchaxModel, job: LabelledJob, params: PyTree
+    folder: Path,
+    model: TorchaxModel,
+    job: LabelledJob,
+    params: PyTree,
+    frozen: PyTree,
 ) -> None:
     """Writes the final model, its tokenizer and the names of its classes."""
     write_transformers_folder(
         folder,
         model,
-        model.all_params(params),
+        training.merge_params(params, frozen),
         like=existing_folder(job),
         # The head is that of the run, and the parameters are float32.
         has_new_weights=True,

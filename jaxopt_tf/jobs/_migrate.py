@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from .. import _checks, interop, training
+from .. import _checks, _pytrees, interop, training
 from .._io import read_json_object
 from .._typing import PyTree
 from ..models import (
@@ -42,7 +42,14 @@ from ._import_source import (
 from ._job_arguments import EVALUATION_FIELDS, job_settings
 from ._labelled import labelled_model
 from ._run_folder import settings_of
-from ._run_io import Run, checkpoint_of, first_run_state, read_run, write_run
+from ._run_io import (
+    Run,
+    checkpoint_of,
+    first_run_state,
+    read_run,
+    read_run_frozen,
+    write_run,
+)
 from ._trainer_run import ExportedRun, export_module_run, write_for_trainer
 
 _MODEL_CONFIGS = ("config.json", "adapter_config.json")
@@ -213,21 +220,23 @@ def export_run(
         if model is None and settings.get("task") is not None:
             model = labelled_model(settings)
         return export_module_run(checkpoint, settings, out, like=like, module=model)
-    run = read_run(Path(folder))
-    check_all_trained(run.job)
+    run = read_run(checkpoint)
+    config = RunConfig(recipe=run.recipe, model=run.model, job=run.job)
     model = run_model(run.model, run.job)
+    frozen: PyTree = {}
+    if run.job.lora_r is None:  # an adapter is written without its base model
+        frozen = read_run_frozen(checkpoint, model, config)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
         if run.job.lora_r is None:  # an adapter has its own configuration
-            config = json.dumps(dict(model.transformers_config), indent=2)
-            Path(made, "config.json").write_text(f"{config}\n", encoding="utf-8")
+            content = json.dumps(dict(model.transformers_config), indent=2)
+            Path(made, "config.json").write_text(f"{content}\n", encoding="utf-8")
         like = Path(made if like is None else like)
         with _remedies(_RUN_REMEDIES):
             names = model.names
             if run.job.lora_r is None:
-                described = interop.torch_model_from_config(like)
-                names = interop.match_names(
-                    run.run_state.state.params, described, layouts=model.layouts
+                names = _names_with_frozen(
+                    run.run_state.state.params, frozen, model, like
                 )
             return write_for_trainer(
                 out,
@@ -237,6 +246,7 @@ def export_run(
                 model=model,
                 names=names,
                 like=like,
+                frozen=frozen,
             )
 
 
@@ -289,6 +299,16 @@ def _names(checkpoint: Path, model: Model, params: PyTree) -> interop.ParamNames
         return model.names
     described = _torch_model(checkpoint, model)
     return interop.match_names(params, described, layouts=model.layouts)
+
+
+def _names_with_frozen(
+    params: PyTree, frozen: PyTree, model: Model, like: Path
+) -> interop.ParamNames:
+    """Returns the names of all parameters in the torch model of config.json."""
+    described = interop.torch_model_from_config(like)
+    everything = training.merge_params(params, frozen) if frozen else params
+    names = interop.match_names(everything, described, layouts=model.all_layouts)
+    return names.with_frozen(_pytrees.leaf_names(frozen))
 
 
 def _torch_model(checkpoint: Path, model: Model) -> interop.TorchModel:

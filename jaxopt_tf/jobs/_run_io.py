@@ -11,7 +11,13 @@ from ..models import Model, ModelConfig
 from ..optimizers import without_moments
 from ..recipes import Recipe
 from ..sharding import make_mesh
-from ._base_weights import check_base, read_frozen, run_model, with_base
+from ._base_weights import (
+    check_base,
+    on_first_device,
+    read_frozen,
+    run_model,
+    with_base,
+)
 from ._config import DATA, DATA_SIZE, RunConfig, own_settings
 from ._job import Job
 from ._run_data import read_corpus
@@ -109,28 +115,41 @@ def read_params(folder: Path) -> TrainedParams:
         if is_finished(checkpoint, config) and best.is_dir():
             checkpoint, is_verified = best, False
     model = run_model(config.model, config.job)
-    on_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     _, optimizer = schedule_and_optimizer(config.recipe, model)
     opt_state = jax.eval_shape(optimizer.init, model.shapes)
-    params, frozen, averages = (
-        jax.tree.map(
-            lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=on_device),
-            shapes,
-        )
-        for shapes in (model.shapes, model.frozen_shapes, without_moments(opt_state))
-    )
+    arrays = {"params": model.shapes, "opt_state": without_moments(opt_state)}
     restored = checkpoints.restore(
         checkpoint,
-        {"state": {"params": params, "opt_state": averages}},
+        {"state": on_first_device(arrays)},
         is_partial=True,
         verify=not is_verified,
     )
     state = restored.arrays["state"]
     trained = training.evaluation_params(state["params"], state["opt_state"])
-    if jax.tree.leaves(frozen):
-        check_base(config.job, settings_of(checkpoint))
-        trained = training.merge_params(trained, read_frozen(model, frozen, config))
-    return TrainedParams(checkpoint, config, model, trained)
+    frozen = read_run_frozen(checkpoint, model, config)
+    params = training.merge_params(trained, frozen) if frozen else trained
+    return TrainedParams(checkpoint, config, model, params)
+
+
+def read_run_frozen(checkpoint: Path, model: Model, config: RunConfig) -> PyTree:
+    """Reads the frozen parameters of a run, which its checkpoints do not contain.
+
+    Args:
+        checkpoint: a checkpoint of the run.
+        model: the model of the run.
+        config: settings of the run.
+
+    Returns:
+        The parameters on the first device; {} if there are none.
+
+    Raises:
+        ValueError: if the weights in `model_name_or_path` have changed.
+    """
+    frozen = on_first_device(model.frozen_shapes)
+    if not jax.tree.leaves(frozen):
+        return {}
+    check_base(config.job, settings_of(checkpoint))
+    return read_frozen(model, frozen, config)
 
 
 def checkpoint_of(folder: Path) -> tuple[Path, bool]:

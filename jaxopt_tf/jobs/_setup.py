@@ -118,7 +118,8 @@ def setup_of(
         mesh: mesh of the run.
         batch: shapes of a batch; None if they are not known before the run.
     """
-    schedule, optimizer = schedule_and_optimizer(recipe, model)
+    params, of_frozen = _param_shardings(model, mesh)
+    schedule, optimizer = schedule_and_optimizer(recipe, model, shardings=params)
     schedule_state = init_schedule(schedule)
 
     def init_state(params: PyTree | None = None) -> training.TrainState:
@@ -128,7 +129,6 @@ def setup_of(
 
     # Only shapes and dtypes are traced: no array of the model's size is allocated.
     shapes = jax.eval_shape(init_state, model.shapes)
-    params, of_frozen = _param_shardings(model, mesh)
     shardings = _state_shardings(shapes, params, mesh, zero_1=job.zero_1)
     frozen = jax.tree.map(_with_sharding, model.frozen_shapes, of_frozen)
     state = jax.tree.map(_with_sharding, shapes, shardings)
@@ -176,15 +176,22 @@ def setup_of(
 
 
 def schedule_and_optimizer(
-    recipe: Recipe, model: Model
+    recipe: Recipe, model: Model, *, shardings: PyTree | None = None
 ) -> tuple[Schedule | MetricDrivenSchedule, optax.GradientTransformationExtraArgs]:
-    """Builds the schedule and the optimizer of a recipe for the model's parameters."""
+    """Builds the schedule and the optimizer of a recipe for the model's parameters.
+
+    Args:
+        recipe: hyperparameters.
+        model: the model.
+        shardings: shardings of its parameters; None if they are on one device.
+    """
     schedule = build_schedule(recipe)
     optimizer = build_optimizer(
         recipe,
         schedule=schedule,
         layouts=model.layouts,
         layer_norms=model.layer_norms,
+        shardings=shardings,
     )
     return schedule, optimizer
 

@@ -182,14 +182,14 @@ def train(
 
 
 def _write_model(
-    folder: Path, model: Model, processing_class: Any, params: PyTree
+    folder: Path, model: Model, processing_class: Any, params: PyTree, frozen: PyTree
 ) -> None:
     """Writes the final parameters as the module's class loads them."""
     is_torchax = isinstance(model, TorchaxModel)
     has_adapter = isinstance(model, TorchaxModel) and model.adapter_names is not None
     values = params
-    if isinstance(model, TorchaxModel) and not has_adapter:
-        values = model.all_params(params)
+    if not has_adapter:
+        values = training.merge_params(params, frozen)
 
     def save_others() -> None:
         if hasattr(processing_class, "save_pretrained"):

@@ -14,6 +14,7 @@ import optax
 
 from .. import checkpoints, interop, training
 from .._io import read_json_object, run_on_process_0
+from .._typing import PyTree
 from ..models import Model, from_transformers
 from ..recipes import Recipe
 from ..sharding import make_mesh
@@ -39,10 +40,13 @@ class ExportedRun:
     Attributes:
         folder: the new checkpoint.
         step: number of steps of the run.
+        frozen: names of the frozen parameters in PyTorch, which the module that Trainer
+            resumes must have frozen, too; empty for an adapter.
     """
 
     folder: Path
     step: int
+    frozen: tuple[str, ...] = ()
 
 
 def import_into(config: ExampleConfig, model: Model, corpus: Any) -> ExampleConfig:
@@ -101,7 +105,7 @@ def export_module_run(
         module: the module of the run, or its `models.Model`.
 
     Raises:
-        ValueError: if no module is given, one of another architecture, or one with
+        ValueError: if no module is given, or one of another architecture or with other
             frozen parameters.
     """
     name = settings["model_class"]
@@ -115,14 +119,8 @@ def export_module_run(
     if any(settings[key] != identity[key] for key in identity):
         raise ValueError(
             f"`model` must be the module of the run, {name} with the sizes of its "
-            f"configuration, got {identity['model_class']} with another architecture."
-        )
-    frozen = getattr(model, "frozen", None)
-    if frozen and model.names.model.adapter is None:
-        raise ValueError(
-            "`model` must have no frozen parameters to be exported, got "
-            f"{len(frozen)}, the first being {next(iter(frozen))!r}. Load the weights "
-            "in the folder of the finished run with `from_pretrained`."
+            f"configuration, got {identity['model_class']} with another architecture "
+            "or other frozen parameters."
         )
     is_labelled = settings.get("task") is not None
     recipe, job = (records if is_labelled else read_example_settings)(settings)
@@ -141,6 +139,7 @@ def export_module_run(
             model=model,
             names=model.names,
             like=like,
+            frozen=model.init_frozen(recipe.seed),
         )
 
 
@@ -153,6 +152,7 @@ def write_for_trainer(
     model: Model,
     names: interop.ParamNames,
     like: Path | str,
+    frozen: PyTree,
 ) -> ExportedRun:
     """Writes the state of a run as a checkpoint from which Trainer resumes.
 
@@ -164,7 +164,10 @@ def write_for_trainer(
         model: the model of the run.
         names: names of torch's parameters.
         like: as for `interop.write_trainer_checkpoint`.
+        frozen: frozen parameters; {} if there are none. Those of the base model of an
+            adapter are not written, as in PEFT.
     """
+    is_adapter = names.model.adapter is not None
     state, schedule_state = run_state.state, run_state.schedule_state
     # The optimizer's counter is smaller than `state.step` by the number of skipped
     # updates. torch's scheduler counts the updates, too.
@@ -187,8 +190,10 @@ def write_for_trainer(
         },
         like=like,
         layouts=model.layouts,
+        frozen={} if is_adapter else frozen,
     )
-    return ExportedRun(folder=out, step=int(state.step))
+    found = [p.name for p in names.model.parameters if not p.is_trainable]
+    return ExportedRun(folder=out, step=int(state.step), frozen=tuple(found))
 
 
 def _import(config: ExampleConfig, checkpoint: Path, model: Model, corpus: Any) -> None:

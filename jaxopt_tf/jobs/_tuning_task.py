@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from .._typing import PyTree
 from ..data import Corpus
-from ..models import Model, build_model
+from ..models import Model
 from ..recipes import Recipe
 from ..tuning import Task
+from ._base_weights import on_first_device, read_frozen, run_model
 from ._config import RunConfig
 from ._job import Job
 from ._model_folder import read_folder_params
@@ -22,9 +24,7 @@ from ._run_data import evaluation_batches, read_corpus, training_batches
 # Settings that change the numbers of a run and that `tuning` does not support.
 _NOT_IN_TUNING = (
     "early_stopping_patience",
-    "freeze",
     "load_best_model_at_end",
-    "lora_r",
     "mesh",
     "on_non_finite",
     "resume_from_checkpoint",
@@ -49,8 +49,8 @@ def tuning_corpus(config: RunConfig, folder: Path) -> Corpus:
         listed = ", ".join(f"`{name}` {given[name]!s}" for name in refused)
         raise ValueError(
             f"`{refused[0]}` must be left out if many runs are trained at once, got "
-            f"{listed}: each run trains all parameters to its last step, on one "
-            "device. Leave it out of the file, or name it in `ignore_fields`."
+            f"{listed}: each run is trained to its last step, on one device. Leave "
+            "it out of the file, or name it in `ignore_fields`."
         )
     corpus = read_corpus(config.job, config.model, folder)
     skipped = corpus.skipped_files
@@ -77,7 +77,8 @@ def tuning_task(
         ValueError: if a part of the text is shorter than one window, or of the rows is
             empty.
     """
-    model, job = build_model(config.model), config.job
+    job = config.job
+    model = run_model(config.model, job)
     block_size = config.model.block_size
     loss_fn = model.make_loss(
         label_smoothing_factor=config.recipe.label_smoothing_factor,
@@ -106,18 +107,37 @@ def tuning_task(
         )
     return Task(
         loss_fn=loss_fn,
-        init=functools.partial(_init, model, job),
+        init=functools.partial(_init, model, config),
         batches=batches,
         eval_batches=eval_batches,
         takes_key=model.has_dropout,
         compute_dtype=jnp.bfloat16 if job.bf16 else None,
         layouts=model.layouts,
         layer_norms=model.layer_norms,
+        frozen=_frozen(model, config),
     )
 
 
-def _init(model: Model, job: Job, seed: int) -> PyTree:
+def _frozen(model: Model, config: RunConfig) -> PyTree | None:
+    """Returns the frozen parameters of all runs; None if there are none."""
+    if not jax.tree.leaves(model.frozen_shapes):
+        return None
+    return read_frozen(model, on_first_device(model.frozen_shapes), config)
+
+
+def _init(model: Model, config: RunConfig, seed: int) -> PyTree:
     """Returns the parameters before the first step."""
-    if job.model_name_or_path is None or job.from_scratch:
+    job = config.job
+    has_weights = job.model_name_or_path is not None and not job.from_scratch
+    if job.freeze and not has_weights and seed != config.recipe.seed:
+        raise ValueError(
+            "`seed` must not vary with `freeze` and without the weights of a folder, "
+            f"got {seed} and {config.recipe.seed}: the frozen parameters, which all "
+            "runs share, are initialized from it. Name a folder with weights as "
+            "`model_name_or_path`, or search for other settings."
+        )
+    # An adapter is drawn from the seed; the folder contains its base model.
+    if not has_weights or job.lora_r is not None:
         return model.init(seed)
+    assert job.model_name_or_path is not None
     return read_folder_params(job.model_name_or_path, model.shapes, model.names)

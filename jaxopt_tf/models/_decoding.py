@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._numerics import wide_dtype
+from .._typing import PyTree
 from ._attention import make_attention
 from ._decoder_config import DecoderConfig, LayerKind
 from ._gpt2 import GPT2
@@ -45,8 +46,8 @@ class DecodingFns(NamedTuple):
     Logits are float32.
     """
 
-    prefill: Callable[..., tuple[jax.Array, Cache]]
-    step: Callable[..., tuple[jax.Array, Cache]]
+    prefill: Callable[..., tuple[jax.Array, Any]]
+    step: Callable[..., tuple[jax.Array, Any]]
 
 
 class _Parts(NamedTuple):
@@ -125,6 +126,36 @@ def make_decoding_fns(config: _Config, *, mesh: Any = None) -> DecodingFns:
             parts, tokens[:, None], position_ids[:, None], attend_cached, cache
         )
         return parts.logits(x[:, 0]).astype(jnp.float32), cache
+
+    return DecodingFns(prefill, step)
+
+
+def recomputing_fns(
+    logits_fn: Callable[[PyTree, jax.Array], jax.Array],
+) -> DecodingFns:
+    """Returns the functions of a model without a cache of keys and values.
+
+    The cache is the text so far, [B, S], and each step computes the logits of the whole
+    text: S times the work of a step with a cache, in a program of the same length.
+
+    Args:
+        logits_fn: (params, tokens [B, S]) -> logits [B, S, V] of a causal model, whose
+            logits do not depend on later tokens.
+    """
+
+    def logits_after(params, text, last):
+        logits = logits_fn(params, text)
+        found = jnp.take_along_axis(logits, last[:, None, None], axis=1)
+        return found[:, 0].astype(jnp.float32)
+
+    def prefill(params, tokens, lengths, size):
+        text = jnp.pad(tokens, ((0, 0), (0, size - tokens.shape[1])))
+        return logits_after(params, text, lengths - 1), text
+
+    def step(params, tokens, position_ids, text):
+        rows = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        text = text.at[rows, position_ids].set(tokens)
+        return logits_after(params, text, position_ids), text
 
     return DecodingFns(prefill, step)
 

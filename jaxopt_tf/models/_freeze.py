@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import _pytrees, interop, training
 from .._typing import PyTree
+from ..optimizers import TorchLayout
 from ._model import Model
 
 
@@ -38,8 +39,13 @@ class FrozenModel(Model):
 
     @functools.cached_property
     def names(self) -> interop.ParamNames:
-        """Names of all parameters in PyTorch."""
-        return self.whole.names
+        """Names of all parameters in PyTorch, where the frozen ones are frozen, too."""
+        return self.whole.names.with_frozen(_pytrees.leaf_names(self.frozen_shapes))
+
+    @property
+    def all_layouts(self) -> Mapping[str, TorchLayout] | None:
+        """PyTorch layouts of trainable and frozen parameters."""
+        return self.whole.layouts
 
     def init_frozen(self, seed: int) -> PyTree:
         """Returns the initial values of the frozen parameters."""

@@ -17,10 +17,13 @@ from jax.sharding import PartitionSpec
 from .. import _checks, interop, training
 from .._io import read_json_object
 from .._typing import PyTree
+from ._decoding import recomputing_fns
+from ._generation import generate_with
 from ._inputs import IGNORE_INDEX, as_tokens
 from ._layers import use_matmul_precision
 from ._loss import LossFn
 from ._model import Mesh
+from ._packed_rows import SEGMENTS, packed_inputs
 from ._peft import (
     LoraSettings,
     adapter_names,
@@ -175,6 +178,18 @@ def _model_of(
     forward = TrainerForward(base)
     context_length = getattr(text_config, "max_position_embeddings", None)
     length = block_size or context_length or 0
+    others: dict[str, Any] = {}
+    if forward.is_causal_lm:
+        others["make_generate"] = functools.partial(
+            generate_with,
+            recomputing_fns(
+                lambda params, tokens: function(
+                    forward.logits, params, {"input_ids": tokens}
+                )
+            ),
+            vocab_size=text_config.vocab_size,
+            context=context_length or 2**31 - 1,
+        )
     return build_torchax_model(
         function,
         title=title_of(base) + (" with an adapter" if is_peft(module) else ""),
@@ -190,6 +205,7 @@ def _model_of(
         prefix=base.base_model_prefix,
         differences=forward.differences,
         adapter_names=adapter_names(module) if is_peft(module) else None,
+        **others,
     )
 
 
@@ -218,6 +234,9 @@ def _make_loss(
         with use_matmul_precision(matmul_precision):
             if not isinstance(batch, Mapping):
                 inputs, labels = _inputs_and_labels(batch, forward)
+                return loss_of_logits(params, inputs, labels, rng)
+            if SEGMENTS in batch and forward.is_causal_lm:
+                inputs, labels = packed_inputs(batch, function.module)
                 return loss_of_logits(params, inputs, labels, rng)
             forward.check_batch(batch)
             if not label_smoothing_factor:

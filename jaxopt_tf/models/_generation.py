@@ -16,7 +16,7 @@ from .. import _checks
 from .._checks import pluralize
 from .._typing import PyTree
 from ._decoder_config import DecoderConfig
-from ._decoding import Cache, DecodingFns, make_decoding_fns
+from ._decoding import DecodingFns, make_decoding_fns
 from ._gpt2_config import GPT2Config
 from ._layers import use_matmul_precision
 
@@ -91,7 +91,7 @@ class _Progress(NamedTuple):
     is_done: jax.Array  # [B], bool: the text has an end token
     num_new: jax.Array  # (), int32: number of new tokens of the longest continuation
     logits: jax.Array  # [B, V], float32: of the next token
-    cache: Cache  # keys and values of all tokens
+    cache: Any  # keys and values of all tokens, or the text
 
 
 def make_generate(
@@ -125,7 +125,38 @@ def make_generate(
     Source: transformers 5.23 `generation/utils.py`, `GenerationMixin._sample`;
         `generation/logits_process.py`, for the order temperature, top-k, top-p.
     """
-    fns = make_decoding_fns(config, mesh=mesh)
+    return generate_with(
+        make_decoding_fns(config, mesh=mesh),
+        vocab_size=config.vocab_size,
+        context=context_length(config),
+        mesh=mesh,
+        compute_dtype=compute_dtype,
+        matmul_precision=matmul_precision,
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def generate_with(
+    fns: DecodingFns,
+    *,
+    vocab_size: int,
+    context: int,
+    mesh: Any = None,
+    compute_dtype: Any = None,
+    matmul_precision: str | None = None,
+    eos_token_ids: Sequence[int] = (),
+) -> GenerateFn:
+    """Returns a function that continues prompts with the functions of a model.
+
+    Args:
+        fns: functions of the model for texts that grow by one token per step.
+        vocab_size: number of tokens.
+        context: maximum number of tokens in a text.
+        mesh: as for `make_generate`.
+        compute_dtype: as for `make_generate`.
+        matmul_precision: as for `make_generate`.
+        eos_token_ids: as for `make_generate`.
+    """
     ends = np.asarray(eos_token_ids, np.int32).reshape(-1)
 
     def run(params, request, size):
@@ -137,7 +168,6 @@ def make_generate(
     # Each process reads the whole result.
     result = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     compiled = jax.jit(run, static_argnames="size", out_shardings=result)
-    context = context_length(config)
 
     def generate(
         params,
@@ -149,10 +179,10 @@ def make_generate(
         top_p=1.0,
         seed=0,
     ):
-        rows = [_as_prompt(prompt, config.vocab_size) for prompt in prompts]
+        rows = [_as_prompt(prompt, vocab_size) for prompt in prompts]
         longest = max((len(row) for row in rows), default=0)
         max_new_tokens = check_lengths(longest, max_new_tokens, context)
-        sampling = _sampling(temperature, top_k, top_p, config.vocab_size)
+        sampling = _sampling(temperature, top_k, top_p, vocab_size)
         seed = np.uint32(_checks.seed("seed", seed))
         if not rows:
             return []

@@ -187,6 +187,11 @@ class Model:
         """Returns the initial values of the frozen parameters of a run; {} for none."""
         return {}
 
+    @property
+    def all_layouts(self) -> Mapping[str, TorchLayout] | None:
+        """PyTorch layouts of trainable and frozen parameters, as `layouts`."""
+        return self.layouts
+
     def all_sharding_rules(self, mesh: Mesh) -> Mapping[str, PartitionSpec]:
         """Returns the sharding rules of trainable and frozen parameters."""
         return self.sharding_rules(mesh)

@@ -322,8 +322,8 @@ def _make_loss(
 
 def _make_no_generate(**_: Any) -> NoReturn:
     raise ValueError(
-        "`model` must be one of the Flax models of this package to generate text, got "
-        "a torch module. Write the model, and call `generate` of Transformers."
+        "`model` must be a causal language model to generate text, got another torch "
+        "module. Call it on batches by `model.make_logits()`."
     )
 
 

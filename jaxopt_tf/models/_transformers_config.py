@@ -59,11 +59,6 @@ class TransformersConfig:
         """False: layers are modules of their own."""
         return False
 
-    @property
-    def has_segments(self) -> bool:
-        """False: the documents of a packed row would attend to each other."""
-        return False
-
 
 def transformers_settings(folder: Path) -> dict[str, Any]:
     """Reads the settings of a `TransformersConfig` from the config.json in a folder.

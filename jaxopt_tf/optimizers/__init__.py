@@ -34,6 +34,9 @@ from ._lion import lion_tf as lion_tf
 from ._low_bit import adamw_4bit_tf as adamw_4bit_tf
 from ._low_bit import adamw_8bit_tf as adamw_8bit_tf
 from ._low_bit import lion_8bit_tf as lion_8bit_tf
+from ._muon import MuonState as MuonState
+from ._muon import muon_reasons as muon_reasons
+from ._muon import muon_tf as muon_tf
 from ._quantized import QuantizedMoment as QuantizedMoment
 from ._rmsprop import RMSpropState as RMSpropState
 from ._rmsprop import rmsprop_tf as rmsprop_tf

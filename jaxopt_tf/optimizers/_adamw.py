@@ -135,7 +135,7 @@ def adamw_tf(
         error up to 2e-4), decays by 1e-4 by default, and decays all leaves. Torch
         decays all leaves too; the mask is that of Trainer.
     """
-    _check_moment_dtype(moment_dtype)
+    check_moment_dtype(moment_dtype)
     rule = adamw_rule("adamw_tf", betas, eps, weight_decay, decay, moment_dtype)
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
 
@@ -230,7 +230,7 @@ def adamw_hf_v4(
     adam = _Adam(
         "adamw_hf_v4", betas, weight_decay, moment_dtype, new_param, correct_bias
     )
-    _check_moment_dtype(moment_dtype)
+    check_moment_dtype(moment_dtype)
     return per_leaf_optimizer(adam.rule(), learning_rate, weight_decay, decay_mask)
 
 
@@ -309,7 +309,8 @@ def lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(weight) < 0.5, near_start, near_end)
 
 
-def _check_moment_dtype(moment_dtype: Any) -> None:
+def check_moment_dtype(moment_dtype: Any) -> None:
+    """Raises unless `moment_dtype` is a dtype of moments, or None."""
     choices = [None, jnp.float32, jnp.bfloat16, jnp.float16]
     try:
         is_known = moment_dtype in [c if c is None else jnp.dtype(c) for c in choices]

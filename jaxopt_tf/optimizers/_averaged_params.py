@@ -122,11 +122,11 @@ def eval_params(params: PyTree, opt_state: PyTree) -> PyTree:
         ValueError: if two averages of one parameter are found.
 
     Examples:
-        >>> params = {"kernel": jnp.ones(2)}
+        >>> params = grads = {"kernel": jnp.ones(2)}
         >>> optimizer = optax.chain(schedule_free_sgd_tf(1.0), optax.identity())
         >>> state = optimizer.init(params)
         >>> for _ in range(2):
-        ...     updates, state = optimizer.update(params, state, params)
+        ...     updates, state = optimizer.update(grads, state, params)
         ...     params = optax.apply_updates(params, updates)
         >>> print(params["kernel"], eval_params(params, state)["kernel"])
         [-0.55 -0.55] [-0.5 -0.5]

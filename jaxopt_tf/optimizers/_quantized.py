@@ -291,7 +291,7 @@ def quantized(
     levels = [quantizer.signed if s else quantizer.unsigned for s in signed]
 
     def layouts_of(params: PyTree, grads: Sequence[Any]) -> list[Any]:
-        _check_whole(rule.name, params, grads)
+        check_whole(rule.name, params, grads, "a scale is that of a whole block")
         found = jax.tree.leaves(resolve_layouts(layouts, params))
         stays_float32 = _stays_float32(keep_float32, params, quantizer.skips_embeddings)
         return [
@@ -360,14 +360,14 @@ def is_embedding(name: str) -> bool:
     return bool(_EMBEDDINGS.search(name))
 
 
-def _check_whole(name: str, params: PyTree, grads: Sequence[Any]) -> None:
-    """Raises if leaves are shards, in which blocks would be cut differently."""
+def check_whole(name: str, params: PyTree, grads: Sequence[Any], reason: str) -> None:
+    """Raises with a reason if leaves are shards, not whole arrays."""
     leaves = [*jax.tree.leaves(params), *grads]
     axes = [varying_axes(leaf) for leaf in leaves if isinstance(leaf, jax.Array)]
     if any(axes):
         raise ValueError(
-            f"`params` and `grads` of `{name}` must be whole arrays, because a scale "
-            f"is that of a whole block, but they are shards along "
+            f"`params` and `grads` of `{name}` must be whole arrays, because "
+            f"{reason}, but they are shards along "
             f"{sorted(frozenset().union(*axes))} inside of `jax.shard_map`. Call "
             "`init` and `update` outside, under `jax.jit`, which partitions the "
             "computation itself."

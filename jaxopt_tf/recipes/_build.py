@@ -20,10 +20,11 @@ from ..optimizers import (
     clip,
     decay_mask,
     ema_params,
+    muon_reasons,
 )
 from ..schedules import MetricDrivenSchedule, rate_dtype
 from ._optimizers import ALGORITHMS, named_optimizer
-from ._rate_groups import DEFAULT_GROUP, ParamGroup, group_labels
+from ._rate_groups import DEFAULT_GROUP, group_labels
 from ._recipe import METRIC_DRIVEN, Recipe, build_schedule
 
 # Fields that determine the learning rate of each step and nothing else in the program.
@@ -61,6 +62,7 @@ def build_optimizer(
     layouts: Mapping[str, TorchLayout] | None = None,
     layer_norms: LayerNorms | None = None,
     varied: RunHyperparams | None = None,
+    shardings: PyTree | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer of a recipe: clipping, then the update rule with schedule.
 
@@ -86,7 +88,10 @@ def build_optimizer(
             their classes. Required, possibly as [], for a `decay_rule` of Transformers
             4 up to 4.52, since these rules are based on module types.
         varied: values of one of the runs in the result of `stack_recipes`. These values
-            replace those of the recipe, and are arguments of the compiled program.
+            replace those of the recipe, and are arguments of the compiled program. A
+            group that sets a value keeps it.
+        shardings: shardings of the parameters; the argument of `muon_tf`. Other
+            optimizers ignore it.
 
     Returns:
         A transformation. Its state contains `learning_rate`, and `grad_norm` if
@@ -95,7 +100,8 @@ def build_optimizer(
 
     Raises:
         ValueError: if `layer_norms` is missing; in `init`, if one of its paths or the
-            pattern of a group matches no parameter.
+            pattern of a group matches no parameter, or if a group whose `optim` is
+            "muon" has no matrix.
 
     Examples:
         >>> optimizer = build_optimizer(Recipe(max_steps=100, learning_rate=1e-3))
@@ -109,15 +115,20 @@ def build_optimizer(
     varied = varied or RunHyperparams({}, {})
     settings: dict[str, Any] = {**vars(recipe), **varied.values}
     decays = recipe.weight_decay != 0 or "weight_decay" in varied.values
+    decays = decays or any(group.weight_decay for group in recipe.rate_groups)
     mask = _decay_mask(recipe, layer_norms, decays)
-    recipes = {group.pattern: _in_group(recipe, group) for group in recipe.rate_groups}
-    recipes[DEFAULT_GROUP] = recipe
+    fields = {group.pattern: group.overrides for group in recipe.rate_groups}
+    recipes = recipes_by_label(recipe)
     by_label = {
         label: named_optimizer(
             rate,
-            settings | {"warmup_steps": recipes[label].num_warmup_steps},
+            # Fields of the group's recipe, in which `optim_args` have been parsed.
+            settings
+            | {n: getattr(recipes[label], n) for n in fields.get(label, ())}
+            | {"warmup_steps": recipes[label].num_warmup_steps},
             decay_mask=mask,
             layouts=layouts,
+            shardings=shardings,
         )
         for label, rate in rates_of(recipe, varied, schedule).items()
     }
@@ -129,6 +140,7 @@ def build_optimizer(
             # `multi_transform` passes each group a tree in which the leaves of other
             # groups are masked. Only here can the mask be checked on the whole tree.
             mask(params)
+            leaf_optimizers(recipe, params, layouts)
             return label_params(params)
 
         optimizer = optax.multi_transform(by_label, labels)
@@ -140,6 +152,51 @@ def build_optimizer(
     if recipe.ema_decay is not None:
         links.append(ema_params(recipe.ema_decay))
     return optax.chain(*links)
+
+
+def recipes_by_label(recipe: Recipe) -> dict[str, Recipe]:
+    """Returns the recipe of each rate group and of the other parameters, by label."""
+    return {DEFAULT_GROUP: recipe} | {
+        group.pattern: replace(recipe, rate_groups=(), **group.overrides)
+        for group in recipe.rate_groups
+    }
+
+
+def leaf_optimizers(
+    recipe: Recipe, params: PyTree, layouts: Mapping[str, TorchLayout] | None
+) -> dict[str, str]:
+    """Returns the optimizer of each leaf by the name of the leaf.
+
+    For a leaf that "muon" updates with AdamW, this is "adamw_torch" and the reason.
+
+    Raises:
+        ValueError: if a group whose `optim` is "muon" has no matrix.
+    """
+    labels = dict(_pytrees.named_leaves(group_labels(recipe.rate_groups)(params)))
+    recipes = recipes_by_label(recipe)
+    found = {name: recipes[label].optim for name, label in labels.items()}
+    chosen = [group.pattern for group in recipe.rate_groups if group.optim]
+    for label in {label for label in labels.values() if recipes[label].optim == "muon"}:
+        args: Any = recipes[label].optim_args
+        matrices = dict(args).get("matrices")
+        reasons = muon_reasons(params, matrices=matrices, layouts=layouts)
+        by_adamw = {
+            name: reason
+            for name, reason in _pytrees.named_leaves(reasons)
+            if labels[name] == label
+        }
+        # A group that inherits its optimizer may consist of embeddings or biases.
+        if label in chosen and all(by_adamw.values()):
+            first, reason = next(iter(by_adamw.items()))
+            raise ValueError(
+                f"`rate_groups` {label!r} must have a matrix for the `optim` 'muon', "
+                f"got {len(by_adamw)} leaves without one, the first being {first!r} "
+                f"({reason}). Correct the pattern, or use 'adamw_torch'."
+            )
+        found |= {
+            n: f"adamw_torch: {reason}" for n, reason in by_adamw.items() if reason
+        }
+    return found
 
 
 def _decay_mask(
@@ -236,14 +293,11 @@ def rates_of(
     rates: dict[str, Any] = {
         DEFAULT_GROUP: recipe.learning_rate if is_driven else schedule
     }
+    recipes = recipes_by_label(recipe)
     for group in recipe.rate_groups:
-        group_schedule: Any = build_schedule(_in_group(recipe, group))
+        group_schedule: Any = build_schedule(recipes[group.pattern])
         rates[group.pattern] = functools.partial(_scaled, group_schedule, group.factor)
     return rates
-
-
-def _in_group(recipe: Recipe, group: ParamGroup) -> Recipe:
-    return replace(recipe, rate_groups=(), **group.overrides)
 
 
 def _scaled(schedule: Schedule, factor: float, step: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""`explain`: weight decay, rate, factoring and memory of each parameter."""
+"""`explain`: weight decay, rate, optimizer and memory of each parameter."""
 
 import collections
 import math
@@ -12,14 +12,14 @@ from .. import _pytrees
 from .._argument_names import checked_names
 from .._typing import PyTree
 from ..optimizers import LayerNorms, TorchLayout, decay_reasons
-from ._build import build_optimizer
+from ._build import build_optimizer, leaf_optimizers, recipes_by_label
 from ._rate_groups import DEFAULT_GROUP, group_labels
 from ._recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainedLeaf:
-    """Weight decay, rate, factoring and memory of one parameter."""
+    """Weight decay, rate, optimizer, factoring and memory of one parameter."""
 
     path: str  # dotted name
     torch_name: str  # "" if unknown
@@ -28,6 +28,7 @@ class ExplainedLeaf:
     is_decayed: bool
     why_not_decayed: str  # "" if it is decayed
     rate_group: str  # pattern of its rate group, or "rest"
+    optimizer: str  # with a reason if "muon" updates it with AdamW
     # Shape in torch, of which Adafactor factors the last two axes; None: not factored.
     factored_shape: tuple[int, ...] | None
     state_bytes: int  # size of the leaves of the optimizer's state that belong to it
@@ -55,6 +56,12 @@ class Explanation:
         """Size of the optimizer's state, in bytes."""
         return self.shared_bytes + sum(leaf.state_bytes for leaf in self.leaves)
 
+    @property
+    def _optimizers(self) -> list[str]:
+        """Optimizer of each parameter; empty strings if all have the same."""
+        found = [leaf.optimizer for leaf in self.leaves]
+        return found if len(set(found)) > 1 else [""] * len(found)
+
     def __str__(self) -> str:
         """Returns a table; empty columns are omitted."""
         columns = {
@@ -67,6 +74,7 @@ class Explanation:
                 for leaf in self.leaves
             ],
             "rate": [leaf.rate_group for leaf in self.leaves],
+            "optimizer": self._optimizers,
             "factored as": [_dims(leaf.factored_shape) for leaf in self.leaves],
             "state, bytes": [f"{leaf.state_bytes:,}" for leaf in self.leaves],
         }
@@ -99,7 +107,7 @@ def explain(
     layer_norms: LayerNorms | None = None,
     torch_names: Mapping[str, str] | None = None,
 ) -> Explanation:
-    """Returns weight decay, rate, factoring and memory of each parameter.
+    """Returns weight decay, rate, optimizer and memory of each parameter.
 
         print(explain(recipe, params))
 
@@ -122,11 +130,21 @@ def explain(
     named = _pytrees.named_leaves(params)
     leaves = {name: leaf for name, leaf in named if _pytrees.is_floating(leaf)}
     groups = dict(_pytrees.named_leaves(group_labels(recipe.rate_groups)(params)))
+    optimizers = leaf_optimizers(recipe, params, layouts)
     reasons_not_decayed = dict.fromkeys(leaves, "`weight_decay` is 0")
-    if recipe.weight_decay > 0:
+    decaying = [
+        n
+        for n, in_group in recipes_by_label(recipe).items()
+        if in_group.weight_decay > 0
+    ]
+    if decaying:
         norms = layer_norms or ()
         reasons = decay_reasons(params, rule=recipe.decay_rule, layer_norms=norms)
-        reasons_not_decayed = dict(_pytrees.named_leaves(reasons))
+        reasons_not_decayed |= {
+            name: reason
+            for name, reason in _pytrees.named_leaves(reasons)
+            if groups[name] in decaying
+        }
     # Leaves of the state are assigned to parameters by their paths: the path of a
     # moment is the path of a field ("mu", "nu_row" and others) followed by the name of
     # the parameter. The owner of leaves without a parameter, such as `step`, is None.
@@ -147,6 +165,7 @@ def explain(
                 is_decayed=not reasons_not_decayed[name],
                 why_not_decayed=reasons_not_decayed[name],
                 rate_group=groups[name],
+                optimizer=optimizers[name],
                 factored_shape=(*shapes[name, "nu_row"], shapes[name, "nu_col"][-1])
                 if (name, "nu_row") in shapes
                 else None,

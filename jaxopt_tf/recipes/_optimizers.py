@@ -14,21 +14,34 @@ from .. import _checks, optimizers
 from .._typing import PyTree, ScalarOrSchedule
 from ..optimizers import TorchLayout
 
+# Type of an argument: int, float, bool, str, or the strings that are accepted.
+Kind = type | tuple[str, ...]
+Value = int | float | bool | str
+
 
 class Algorithm(NamedTuple):
     """Row of the table `ALGORITHMS`."""
 
     build: Callable[..., optax.GradientTransformationExtraArgs]
-    takes: tuple[str, ...] = ()  # of "betas", "eps", "layouts" and "warmup_steps"
-    # Arguments that Transformers reads from `optim_args`: name -> float or bool.
-    optim_args: Mapping[str, type] = MappingProxyType({})
+    # Subset of "betas", "eps", "layouts", "shardings" and "warmup_steps".
+    takes: tuple[str, ...] = ()
+    # Arguments that Transformers reads from `optim_args`: name -> int, float, bool, str
+    # or the strings that are accepted.
+    optim_args: Mapping[str, Kind] = MappingProxyType({})
+    # Arguments that Transformers does not have.
+    own_args: Mapping[str, Kind] = MappingProxyType({})
     # Weight decay is added to the gradient, as in torch, and enters the moments.
     is_decay_in_gradient: bool = False
     # Parameters are evaluated and saved as averages, see `eval_params`.
     is_averaging: bool = False
 
+    @property
+    def all_args(self) -> dict[str, Kind]:
+        """Arguments that a recipe accepts in `optim_args`, with their kinds."""
+        return {**self.optim_args, **self.own_args}
 
-def _torch_algorithm(build: Callable[..., Any], **optim_args: type) -> Algorithm:
+
+def _torch_algorithm(build: Callable[..., Any], **optim_args: Kind) -> Algorithm:
     return Algorithm(build, optim_args=optim_args, is_decay_in_gradient=True)
 
 
@@ -46,7 +59,20 @@ _ADAMW_KERNELS = (
 _ADAMW_8_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 _LOW_BIT_ARGUMENTS = ("betas", "eps", "layouts")
 # Arguments of schedulefree's optimizers that Trainer reads from `optim_args`.
-_WEIGHTS_OF_MEAN: dict[str, type] = {"r": float, "weight_lr_power": float}
+_WEIGHTS_OF_MEAN: Mapping[str, Kind] = {"r": float, "weight_lr_power": float}
+# Muon of torch with AdamW, which is no name of Transformers.
+_MUON = Algorithm(
+    optimizers.muon_tf,
+    ("betas", "eps", "layouts", "shardings"),
+    own_args={
+        **dict.fromkeys(("momentum", "adamw_rate_factor"), float),
+        "nesterov": bool,
+        "ns_steps": int,
+        "ns_dtype": ("bfloat16", "float32"),
+        "adjust_lr_fn": ("original", "match_rms_adamw"),
+        "matrices": str,
+    },
+)
 # Values of `optim` that `Recipe` accepts.
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
@@ -103,6 +129,7 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             is_decay_in_gradient=True,
             is_averaging=True,
         ),
+        "muon": _MUON,
     }
 )
 # Values of `optim` for which `optim_args` may be given.
@@ -154,6 +181,7 @@ def named_optimizer(
     *,
     decay_mask: Callable[[PyTree], PyTree] | None = None,
     layouts: Mapping[str, TorchLayout] | None = None,
+    shardings: PyTree | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer that `settings["optim"]` names, without clipping.
 
@@ -163,6 +191,7 @@ def named_optimizer(
             `warmup_steps` is a number of steps.
         decay_mask: see `adamw_tf`.
         layouts: see `adafactor_tf` and `adamw_8bit_tf`; other optimizers ignore it.
+        shardings: see `muon_tf`; other optimizers ignore it.
 
     Raises:
         ValueError, TypeError: if the optimizer rejects a value.
@@ -177,6 +206,7 @@ def named_optimizer(
         "eps": settings["adam_epsilon"],
         "layouts": layouts,
         "warmup_steps": settings["warmup_steps"],
+        "shardings": shardings,
     }
     return algorithm.build(
         learning_rate,
@@ -187,7 +217,7 @@ def named_optimizer(
     )
 
 
-def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], ...]:
+def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, Value], ...]:
     """Returns the value of `optim_args` as pairs, sorted by name.
 
     Args:
@@ -201,7 +231,7 @@ def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], .
         TypeError: if a value does not have the type of its argument.
     """
     if isinstance(given, str):
-        given = _from_string(given)
+        given = optim_args_from_string(given)
     try:
         named = dict(given or ())
     except (TypeError, ValueError) as error:
@@ -209,7 +239,7 @@ def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], .
             "`optim_args` must be a mapping from names to values, or a string "
             f'"name=value,name=value", got {given!r}.'
         ) from error
-    kinds = ALGORITHMS[optim].optim_args if optim in ALGORITHMS else {}
+    kinds = ALGORITHMS[optim].all_args if optim in ALGORITHMS else {}
     for name in named:
         if name == "weight_decay":
             raise ValueError(
@@ -225,7 +255,8 @@ def read_optim_args(optim: str, given: Any) -> tuple[tuple[str, float | bool], .
     return tuple(sorted((n, _read(n, value, kinds[n])) for n, value in named.items()))
 
 
-def _from_string(given: str) -> dict[str, str]:
+def optim_args_from_string(given: str) -> dict[str, str]:
+    """Returns the arguments of "name=value,name=value", as strings by name."""
     named: dict[str, str] = {}
     for item in filter(None, given.replace(" ", "").split(",")):
         if not re.fullmatch("[^=]+=[^=]+", item):
@@ -243,16 +274,30 @@ def _from_string(given: str) -> dict[str, str]:
     return named
 
 
-def _read(name: str, value: Any, kind: type) -> float | bool:
+def _read(name: str, value: Any, kind: Kind) -> Value:
     # `bool("False")` is True, so that strings are compared with a list of words.
     if kind is bool:
+        required = "true or false"
         word = str(value).lower() if isinstance(value, bool | str) else None
         if word in _TRUE + _FALSE:
             return word in _TRUE
-    elif isinstance(value, Real | str) and not isinstance(value, bool):
-        with suppress(ValueError):
-            return float(value)
-    required = "true or false" if kind is bool else "a number"
+    elif isinstance(kind, tuple):
+        required = " or ".join(map(repr, kind))
+        if value in kind:
+            return str(value)
+    elif kind is str:
+        required = "a string"
+        if isinstance(value, str):
+            return value
+    else:
+        required = "a whole number" if kind is int else "a number"
+        if isinstance(value, Real | str) and not isinstance(value, bool):
+            with suppress(ValueError):
+                number = float(value)
+                if kind is float:
+                    return number
+                if number.is_integer():
+                    return int(number)
     raise TypeError(
         f"`optim_args` must have {required} for `{name}`, got {value!r}. Correct the "
         "value."

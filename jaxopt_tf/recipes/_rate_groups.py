@@ -1,4 +1,4 @@
-"""Rate groups: sets of parameters with their own learning rate or schedule."""
+"""Rate groups: parameters with their own learning rate, schedule or optimizer."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,7 @@ import jax
 
 from .. import _checks, _pytrees
 from .._typing import PyTree
+from ._optimizers import optim_args_from_string
 
 # Label of the parameters that are in no group; a key of the dict that
 # `get_learning_rate` returns.
@@ -17,7 +18,7 @@ DEFAULT_GROUP = "rest"
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup:
-    """Parameters, selected by name, with their own learning rate or schedule.
+    """Parameters, selected by name, with their own rate, schedule or optimizer.
 
     Fields that are not None replace those of the recipe for these parameters. The
     resulting rate is multiplied by `factor`.
@@ -31,6 +32,14 @@ class ParamGroup:
             None for those of the recipe.
         warmup_steps: number of warmup steps, or their fraction of all steps; None for
             that of the recipe.
+        optim: name of the group's optimizer, as in `Recipe`; None for that of the
+            recipe.
+        optim_args: further arguments of the optimizer, stored as sorted pairs. None for
+            those of the recipe, or for none if the group has another optimizer.
+        weight_decay: coefficient of weight decay; None for that of the recipe.
+        adam_beta1: see `Recipe`; None for that of the recipe.
+        adam_beta2: see `Recipe`; None for that of the recipe.
+        adam_epsilon: see `Recipe`; None for that of the recipe.
 
     Raises:
         ValueError, TypeError: if the pattern is not a regular expression, or the factor
@@ -43,6 +52,12 @@ class ParamGroup:
     lr_scheduler_type: str | None = None
     lr_scheduler_kwargs: Mapping[str, Any] | tuple[tuple[str, Any], ...] | None = None
     warmup_steps: int | float | None = None
+    optim: str | None = None
+    optim_args: str | Mapping[str, Any] | tuple[tuple[str, Any], ...] | None = None
+    weight_decay: float | None = None
+    adam_beta1: float | None = None
+    adam_beta2: float | None = None
+    adam_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         """Checks the pattern and the factor."""
@@ -64,6 +79,13 @@ class ParamGroup:
             # part of `compile_key`.
             pairs = sorted_pairs(self.lr_scheduler_kwargs)
             object.__setattr__(self, "lr_scheduler_kwargs", pairs)
+        args = self.optim_args
+        if isinstance(args, str):
+            args = optim_args_from_string(args)
+        if args is not None or self.optim is not None:
+            # Arguments of the recipe belong to another optimizer.
+            pairs = sorted_pairs(args, "optim_args")
+            object.__setattr__(self, "optim_args", pairs)
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -125,7 +147,8 @@ def read_rate_groups(given: Any) -> tuple[ParamGroup, ...]:
         raise TypeError(
             "`rate_groups` must be a list of `ParamGroup` or of objects with "
             "`pattern` and `factor`, `learning_rate`, `lr_scheduler_type`, "
-            f"`lr_scheduler_kwargs` or `warmup_steps`, got {given!r}."
+            "`lr_scheduler_kwargs`, `warmup_steps`, `optim`, `optim_args` or others, "
+            f"got {given!r}."
         )
     patterns = [group.pattern for group in groups]
     for pattern in patterns:
@@ -182,14 +205,16 @@ def group_labels(groups: Sequence[ParamGroup]) -> Callable[[PyTree], PyTree]:
     return labels
 
 
-def sorted_pairs(kwargs: Any) -> tuple[tuple[str, Any], ...]:
+def sorted_pairs(
+    kwargs: Any, name: str = "lr_scheduler_kwargs"
+) -> tuple[tuple[str, Any], ...]:
     """Returns a mapping as hashable pairs, sorted by name."""
     try:
         pairs = tuple(sorted(dict(kwargs or ()).items()))
         hash(pairs)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            "`lr_scheduler_kwargs` must be a mapping from names to numbers or strings, "
-            f"got {kwargs!r}."
+            f"`{name}` must be a mapping from names to numbers or strings, got "
+            f"{kwargs!r}."
         ) from error
     return pairs

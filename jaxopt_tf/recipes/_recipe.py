@@ -23,6 +23,11 @@ from ._rate_groups import ParamGroup, read_rate_groups, sorted_pairs
 _PHASED = "warmup_stable_decay"
 # Schedules that are driven by a metric and not by the step.
 METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
+# Optimizers that cannot be combined with others, by regular expressions, and why.
+_ALONE = {
+    "schedule_free_.*": "it evaluates the model with averages of all parameters",
+    "(ada)?lomo": "it ignores `max_grad_norm`, which clips all gradients together",
+}
 # Arguments of `get_scheduler` -> fields of a recipe. Its error messages are reported
 # with the name of the field, which is what the user has set.
 _FIELDS_OF_ARGUMENTS = {
@@ -53,11 +58,13 @@ class Recipe:
             "adamw_hf" of Transformers 4, "adafactor" with a given rate, as in Trainer,
             "sgd", "adagrad", "rmsprop", "lion_32bit", or "schedule_free_adamw",
             "schedule_free_radam" and "schedule_free_sgd", which are evaluated and saved
-            with averaged parameters.
+            with averaged parameters; or "muon", which Trainer does not have: Muon of
+            torch for matrices and AdamW for other parameters.
         optim_args: further arguments of sgd (momentum, dampening, nesterov), adagrad
-            (lr_decay, eps), rmsprop (momentum, alpha, eps, centered) and the
-            schedule-free optimizers (r, weight_lr_power): a mapping, or
-            a string "momentum=0.9,nesterov=true". Stored as sorted pairs.
+            (lr_decay, eps), rmsprop (momentum, alpha, eps, centered), the schedule-free
+            optimizers (r, weight_lr_power) and muon (momentum, nesterov, ns_steps,
+            ns_dtype, adjust_lr_fn, adamw_rate_factor, matrices): a mapping, or a string
+            "momentum=0.9,nesterov=true". Stored as sorted pairs.
         weight_decay: coefficient of decoupled weight decay, which is multiplied by the
             rate. For sgd, adagrad and rmsprop, `weight_decay` times the parameter is
             added to the gradient.
@@ -66,8 +73,9 @@ class Recipe:
             versions of Transformers, "examples", or "all" to decay every parameter; or
             regular expressions that are searched in names of parameters, where a match
             excludes the parameter.
-        rate_groups: parameters with their own learning rate: a list of `ParamGroup`, or
-            of mappings of its fields. The first pattern that is found in a name counts.
+        rate_groups: parameters with their own learning rate or optimizer: a list of
+            `ParamGroup`, or of mappings of its fields. The first pattern that is found
+            in a name counts. Gradients are clipped together.
         adam_beta1: decay rate of AdamW's first moment, the first beta of Lion; from 0
             to below 1.
         adam_beta2: decay rate of AdamW's second moment, the second beta of Lion; from
@@ -83,8 +91,8 @@ class Recipe:
     Raises:
         ValueError, TypeError: if a value is out of range, a name is unknown, the warmup
             or the phases are longer than the training, the schedule or the optimizer
-            rejects its arguments, or rate groups are given with a metric-driven
-            schedule.
+            rejects its arguments, rate groups are given with a metric-driven schedule,
+            or groups have optimizers that cannot be combined.
 
     Examples:
         >>> recipe = Recipe(max_steps=1000, learning_rate=3e-4, warmup_steps=50)
@@ -303,6 +311,18 @@ def _check_optimizer(recipe: Recipe) -> None:
         ) from error
 
 
+def _check_optimizers_fit(optim: str, group_optim: str, pattern: str) -> None:
+    """Raises if a group's optimizer cannot be combined with that of the recipe."""
+    for name in (optim, group_optim):
+        reasons = [r for p, r in _ALONE.items() if re.fullmatch(p, name)]
+        if reasons and optim != group_optim:
+            raise ValueError(
+                f"`rate_groups` {pattern!r}: `optim` {name!r} must be that of all "
+                f"parameters, got {group_optim!r} in the group and {optim!r} for the "
+                f"others: {reasons[0]}. Use one of them for all, or another optimizer."
+            )
+
+
 def _check_groups(recipe: Recipe) -> None:
     """Raises unless the recipe is valid with the overrides of each group."""
     for group in recipe.rate_groups:
@@ -310,6 +330,7 @@ def _check_groups(recipe: Recipe) -> None:
             group_recipe = replace(recipe, rate_groups=(), **group.overrides)
         except (TypeError, ValueError) as error:
             raise type(error)(f"`rate_groups` {group.pattern!r}: {error}") from error
+        _check_optimizers_fit(recipe.optim, group_recipe.optim, group.pattern)
         driven = {recipe.lr_scheduler_type, group_recipe.lr_scheduler_type} & {
             *METRIC_DRIVEN
         }

@@ -221,6 +221,12 @@ def params_findings(
         and name.endswith((".kernel", ".weight"))
         and not any(re.fullmatch(pattern, name) for pattern in layouts)
     ]
+    if stacked and recipe.optim == "muon":
+        yield Finding(
+            problem=f"{len(stacked)} kernels have 3 axes, {stacked[0]!r} the first",
+            reason="Muon updates matrices only, and AdamW updates these",
+            fix="Pass their layouts in torch to `build_optimizer(layouts={...})`",
+        )
     if stacked and recipe.optim == "adafactor":
         yield Finding(
             problem=f"{len(stacked)} kernels have 3 axes, {stacked[0]!r} the first",

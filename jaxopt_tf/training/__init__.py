@@ -14,6 +14,7 @@ from ._evaluation import check_selection as check_selection
 from ._evaluation import make_evaluate as make_evaluate
 from ._evaluation import metric_values as metric_values
 from ._frozen import FrozenStep as FrozenStep
+from ._frozen import bind_frozen as bind_frozen
 from ._frozen import merge_params as merge_params
 from ._frozen import split_params as split_params
 from ._gradients import Batch as Batch

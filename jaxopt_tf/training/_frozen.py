@@ -57,7 +57,12 @@ class FrozenStep:
 def bind_frozen(
     function: Callable[..., Any], frozen: PyTree | None
 ) -> Callable[..., Any]:
-    """Returns the jitted function; with frozen parameters, as a `FrozenStep`."""
+    """Returns a jitted function, as a `FrozenStep` if there are frozen parameters.
+
+    Args:
+        function: jitted function with a keyword `frozen`, whose default is None.
+        frozen: frozen parameters; a tree without leaves for none.
+    """
     return FrozenStep(function, frozen) if jax.tree.leaves(frozen) else function
 
 

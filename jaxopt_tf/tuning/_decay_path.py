@@ -189,6 +189,7 @@ def decay_path(
     compute_dtype: Any = None,
     layouts: Mapping[str, TorchLayout] | None = None,
     layer_norms: LayerNorms | None = None,
+    frozen: PyTree | None = None,
     memory_limit: float | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> DecayPath:
@@ -226,6 +227,7 @@ def decay_path(
         compute_dtype: as for `make_train_step`.
         layouts: as for `build_optimizer`.
         layer_norms: as for `build_optimizer`.
+        frozen: as for `Task`.
         memory_limit: as for `train_many`.
         devices: devices over which the runs are sharded; None for all local devices.
 
@@ -260,6 +262,7 @@ def decay_path(
         compute_dtype=compute_dtype,
         layouts=layouts,
         layer_norms=layer_norms,
+        frozen=frozen,
     )
     runs = _FoldRuns(
         task=task,

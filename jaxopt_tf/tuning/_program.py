@@ -43,7 +43,8 @@ class Program(NamedTuple):
 
     # (params, varied, seeds, stream, last_step), each [K, ...] -> state
     start: Callable[..., VmapState]
-    # (state, batches [S, ...] of S streams) -> (state, output); donates the state
+    # (state, batches [S, ...] of S streams) -> (state, output); donates the state.
+    # Frozen parameters are bound to this function and the next.
     step: Callable[[VmapState, Batch], tuple[VmapState, StepOutput]]
     # (state [K, ...], batch) -> (summed losses [K], numbers of items [K])
     evaluate: Callable[[TrainState, Batch], tuple[jax.Array, jax.Array]]
@@ -79,7 +80,7 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
         state = training.init_train_state(params, optimizer_of(varied), rng=rng)
         return VmapState(varied, state, stream, last_step)
 
-    def step(run: VmapState, batches: Batch):
+    def step_one(run: VmapState, batches: Batch, frozen: PyTree | None):
         (num_streams,) = {leaf.shape[0] for leaf in jax.tree.leaves(batches)}
         # With a constant index, `vmap` leaves the batch unbatched. With an index that
         # depends on the run, it would be gathered, one copy for each run.
@@ -90,6 +91,7 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
             optimizer_of(run.varied),
             gradient_accumulation_steps=recipe.gradient_accumulation_steps,
             compute_dtype=task.compute_dtype,
+            frozen=frozen,
         )
         state, metrics = train_step(run.state, batch)
         # vmap computes the step of all runs; the result is discarded for finished ones.
@@ -103,23 +105,31 @@ def make_program(task: Task, recipe: Recipe, devices: Sequence[jax.Device]) -> P
         output = StepOutput(jnp.where(is_stopped, jnp.nan, metrics.loss), is_stopped)
         return dataclasses.replace(run, state=state), output
 
-    eval_step = training.make_eval_step(task.loss_fn, compute_dtype=task.compute_dtype)
-
-    def evaluate(state: TrainState, batch: Batch):
+    def evaluate_one(state: TrainState, batch: Batch, frozen: PyTree | None):
+        eval_step = training.make_eval_step(
+            task.loss_fn, compute_dtype=task.compute_dtype, frozen=frozen
+        )
         return eval_step(eval_params(state.params, state.opt_state), batch)
 
+    # Frozen parameters have no axis of runs: a product with them is one product for all
+    # runs. `vmap` would map keyword arguments over their first axis.
+    def step(runs: VmapState, batches: Batch, *, frozen: PyTree | None = None):
+        return jax.vmap(step_one, in_axes=(0, None, None))(runs, batches, frozen)
+
+    def evaluate(state: TrainState, batch: Batch, *, frozen: PyTree | None = None):
+        return jax.vmap(evaluate_one, in_axes=(0, None, None))(state, batch, frozen)
+
     # The state is sharded along the runs. Its memory is donated to the next state; the
-    # batches are replicated.
+    # batches and the frozen parameters are replicated.
     mesh = jax.sharding.Mesh(np.array(devices), ("runs",))
     run_sharding = NamedSharding(mesh, PartitionSpec("runs"))
+    frozen = jax.device_put(task.frozen, NamedSharding(mesh, PartitionSpec()))
     return Program(
         jax.jit(jax.vmap(start), out_shardings=run_sharding),
-        jax.jit(
-            jax.vmap(step, in_axes=(0, None)),
-            donate_argnums=0,
-            out_shardings=(run_sharding, None),
+        training.bind_frozen(
+            jax.jit(step, donate_argnums=0, out_shardings=(run_sharding, None)), frozen
         ),
-        jax.jit(jax.vmap(evaluate, in_axes=(0, None))),
+        training.bind_frozen(jax.jit(evaluate), frozen),
         run_sharding,
     )
 

@@ -143,12 +143,14 @@ def open_store(
 
 
 def _fingerprint(task: Task, recipe: Recipe) -> str:
-    """Returns a hash of the first batch, evaluation batches and initial parameters."""
+    """Returns a hash of the first batch, evaluation batches and parameters."""
     # Later batches are not hashed: they would have to be read for every start.
     first = next_batch(iter(task.batches(recipe)), 0)
     settings = (task.takes_key, str(task.compute_dtype))
     digest = hashlib.sha256(repr(settings).encode())
-    arrays = (first, list(task.eval_batches), task.init(recipe.seed))
+    arrays = [first, list(task.eval_batches), task.init(recipe.seed)]
+    if task.frozen is not None:
+        arrays.append(task.frozen)
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{path} {array.shape} {array.dtype}".encode())

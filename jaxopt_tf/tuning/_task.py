@@ -29,6 +29,8 @@ class Task:
         compute_dtype: as for `make_train_step`.
         layouts: as for `build_optimizer`.
         layer_norms: as for `build_optimizer`.
+        frozen: nested dicts of arrays that all runs share and none trains, as for
+            `make_train_step`; None for none. They are in memory once on each device.
 
     Raises:
         TypeError: if a function is not callable, or `eval_batches` is not a list or a
@@ -43,6 +45,7 @@ class Task:
     compute_dtype: Any = None
     layouts: Mapping[str, TorchLayout] | None = None
     layer_norms: LayerNorms | None = None
+    frozen: PyTree | None = None
 
     def __post_init__(self) -> None:
         """Checks the types of the functions and of `eval_batches`."""

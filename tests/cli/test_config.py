@@ -52,6 +52,15 @@ GROUPS = [
             warmup_steps=0.1,
         )
     ],
+    [
+        ParamGroup(
+            pattern="kernel$",
+            optim="muon",
+            optim_args="ns_steps=4,adjust_lr_fn=match_rms_adamw",
+            weight_decay=0.0,
+            adam_beta2=0.9,
+        )
+    ],
 ]
 
 

@@ -69,6 +69,19 @@ def test_frozen_parameters_are_in_no_group():
     assert not any("0.weight" in group for group in groups)
 
 
+def test_a_tensor_is_frozen_as_a_whole():
+    model = torch_model_from_shapes({"a.weight": [4, 3], "b.bias": [2]})
+    params = shapes(a__top=(2, 3), a__low=(2, 3), b__bias=(2,))
+    table = {"a.top": "a.weight", "a.low": "a.weight"}
+    names = match_names(
+        params, model, table=table, layouts={"a.*": TorchLayout(axes=((0,), (1,)))}
+    )
+    whole = names.with_frozen(["a.top", "a.low"]).model.parameters
+    assert [p.name for p in whole if not p.is_trainable] == ["a.weight"]
+    with pytest.raises(ValueError, match=r"`leaves` must .*'a.weight'.*\['a.top'\]"):
+        names.with_frozen(["a.top"])
+
+
 def test_tied_parameters_are_there_once():
     model = torch_model_from_module(torch_models.gpt2())
     assert model.tied == (("lm_head.weight", "transformer.wte.weight"),)

@@ -8,8 +8,17 @@ import jax
 import numpy as np
 import pytest
 
+from jaxopt_tf import tuning
+from jaxopt_tf.cli import main
 from jaxopt_tf.interop._weight_files import WeightFiles
-from jaxopt_tf.jobs import RunConfig, plan, pretrain, read_run, tuning_corpus
+from jaxopt_tf.jobs import (
+    RunConfig,
+    plan,
+    pretrain,
+    read_run,
+    tuning_corpus,
+    tuning_task,
+)
 from jaxopt_tf.jobs._final_folder import write_transformers_folder
 from jaxopt_tf.jobs._run_io import read_params
 from jaxopt_tf.models import build_model
@@ -72,7 +81,20 @@ def leaves(tree):
     return {jax.tree_util.keystr(p): x for p, x in jax.tree.leaves_with_path(tree)}
 
 
-def test_frozen_parameters_keep_their_values_and_have_no_state(gpt2):
+def assert_a_search_has_the_losses_of(result, folder):
+    config = read_params(result.folder).config
+    task = tuning_task(config, tuning_corpus(config, folder), num_eval_tokens=0)
+    others = dataclasses.replace(config.recipe, learning_rate=1e-3)
+    # The frozen parameters are replicated over two devices.
+    runs = tuning.train_many(task, [others, config.recipe], devices=jax.devices()[:2])
+    log = (result.folder / "metrics.jsonl").read_text().splitlines()
+    losses = [x["loss"] for x in map(json.loads, log) if "loss" in x]
+    np.testing.assert_allclose(runs.losses[1], losses, rtol=1e-5)
+    assert abs(runs.losses[0, -1] / losses[-1] - 1) > 2e-5
+    return task
+
+
+def test_frozen_parameters_keep_their_values_and_have_no_state(gpt2, tmp_path):
     result = run(gpt2, freeze=[EMBEDDINGS])
     # The folder of the run contains all parameters; its checkpoints the trained ones.
     assert result.last_loss < result.first_loss
@@ -85,6 +107,9 @@ def test_frozen_parameters_keep_their_values_and_have_no_state(gpt2):
         # Compiled functions may round the initial values differently.
         is_equal = np.allclose(x, start[name], rtol=1e-6, atol=1e-8)
         assert is_equal == ("wte" in name or "wpe" in name), name
+    task = assert_a_search_has_the_losses_of(result, tmp_path / "search")
+    with pytest.raises(ValueError, match="`seed` must not vary with `freeze`"):
+        task.init(7)  # which also draws the frozen parameters
     # Resumed from step 2, on a mesh: the same losses and frozen parameters.
     shutil.rmtree(result.folder / "checkpoint-4")
     on_mesh = {**gpt2, "mesh": "fsdp=4,tensor=2", "per_device_train_batch_size": 1}
@@ -137,6 +162,7 @@ def test_an_adapter_is_trained_resumed_and_written_as_peft_reads_it(lora, tmp_pa
     assert ours.keys() == theirs.keys()
     for name, x in theirs.items():
         np.testing.assert_array_equal(ours[name], x)
+    assert_a_search_has_the_losses_of(result, tmp_path / "search")
     # Resumed from step 2, with the dropout of the same keys.
     shutil.rmtree(result.folder / "checkpoint-4")
     for name, x in run(lora).params.items():
@@ -158,6 +184,36 @@ def test_an_adapter_is_trained_resumed_and_written_as_peft_reads_it(lora, tmp_pa
         run(lora)
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch and Trainer
+def test_a_run_with_frozen_parameters_resumes_in_trainer(gpt2, tmp_path, capsys):
+    torch = pytest.importorskip("torch", reason="the files are torch's")
+    transformers = pytest.importorskip("transformers", reason="Trainer resumes")
+    pytest.importorskip("accelerate", reason="Trainer needs it")
+    result = run(gpt2, freeze=[EMBEDDINGS])
+    out = tmp_path / "trainer" / "checkpoint-2"
+    checkpoint = result.folder / "checkpoint-2"
+    assert main(["migrate", str(checkpoint), str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith("transformer.wte.weight, transformer.wpe.weight\n")
+    saved = torch.load(out / "optimizer.pt", weights_only=True)
+    names = [n for group in saved["param_groups"] for n in group["param_names"]]
+    assert len(names) == 14
+    assert not {n for n in names if "wte" in n or "wpe" in n}
+    module = transformers.AutoModelForCausalLM.from_pretrained(out)
+    for name in ("wte", "wpe"):
+        getattr(module.transformer, name).weight.requires_grad_(False)
+    arguments = transformers.TrainingArguments(
+        str(out.parent), max_steps=4, report_to=[], disable_tqdm=True, use_cpu=True
+    )
+    tokens = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 40
+    trainer = transformers.Trainer(module, arguments, train_dataset=tokens)
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    trainer.train(resume_from_checkpoint=str(out))
+    assert trainer.state.global_step == 4
+    for name, p in module.named_parameters():
+        assert torch.equal(p, before[name]) == ("wte" in name or "wpe" in name), name
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -177,11 +233,3 @@ def test_an_adapter_is_trained_resumed_and_written_as_peft_reads_it(lora, tmp_pa
 def test_refuses_settings_that_do_not_fit(gpt2, changes, message):
     with pytest.raises(ValueError, match=message):
         run(gpt2, **changes)
-
-
-def test_searches_refuse_frozen_parameters(gpt2, tmp_path):
-    config = RunConfig.from_dict({**gpt2, "freeze": [EMBEDDINGS]})
-    job = dataclasses.replace(config.job, output_dir=None)
-    config = dataclasses.replace(config, job=job)
-    with pytest.raises(ValueError, match="`freeze` must be left out"):
-        tuning_corpus(config, tmp_path)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxopt_tf.jobs import RunConfig, pretrain
+from jaxopt_tf.jobs import RunConfig, generate, pretrain
 from jaxopt_tf.models import TransformersConfig, _model, build_model
 
 CONFIG = {
@@ -83,14 +83,32 @@ def test_a_tied_head_is_no_parameter_of_its_own():
 
 
 @pytest.mark.promotion_of_others
-def test_a_run_is_written_as_transformers_reads_it(settings):
+@pytest.mark.usefixtures("compiled_quickly", "compiled_once")
+def test_a_run_is_written_as_transformers_reads_it(settings, capsys):
     pytest.importorskip("torchax", reason="torchax is an optional, experimental extra")
+    torch = pytest.importorskip("torch", reason="it generates the reference")
     transformers = pytest.importorskip("transformers", reason="it builds the model")
     folder = settings["model_name_or_path"]
     config = transformers.GPTNeoXConfig.from_pretrained(folder)
+    torch.manual_seed(0)
     transformers.GPTNeoXForCausalLM(config).save_pretrained(folder)
+    # A token of the vocabulary is a number.
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {str(i): i for i in range(61)} | {"</s>": 62}
+    numbers = tokenizers.models.WordLevel(words, "0")
+    tokenizer = tokenizers.Tokenizer(numbers)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "text.txt").write_text(" ".join(str(i * 7 % 61) for i in range(2000)))
+    settings |= {"sample_prompt": "7 14", "text": [folder / "text.txt"]}
     result = pretrain(RunConfig.from_dict({**settings, "from_scratch": False}))
     assert result.last_loss < result.first_loss
     read = transformers.AutoModelForCausalLM.from_pretrained(result.folder)
     for name, p in read.named_parameters():
         np.testing.assert_array_equal(p.detach(), result.params[name])
+    # Without a cache, each new token is that of a forward pass over the text.
+    ids = torch.tensor([[7, 14]])
+    (tokens,) = read.generate(ids, max_new_tokens=14, do_sample=False)
+    text = generate(result.folder, "7 14", max_new_tokens=14)
+    assert text.split() == [str(int(token)) for token in tokens]
+    assert f"sample  {text!r}" in capsys.readouterr().out

@@ -308,6 +308,53 @@ def test_a_module_has_the_losses_and_metrics_of_trainer(bert, tmp_path):
     assert (tmp_path / "out" / "optimizer.pt").exists()
 
 
+@pytest.mark.promotion_of_others
+@pytest.mark.filterwarnings("ignore")  # of torch and Transformers
+def test_trainer_resumes_a_run_with_frozen_parameters(bert, tmp_path):
+    import copy
+
+    import transformers
+
+    module = copy.deepcopy(bert)
+    frozen = [n for n, _ in module.named_parameters() if "embeddings" in n]
+    for name in frozen:
+        module.get_parameter(name).requires_grad_(False)
+
+    def arguments(folder):
+        return transformers.TrainingArguments(
+            str(tmp_path / folder),
+            max_steps=4,
+            save_steps=2,
+            per_device_train_batch_size=2,
+            learning_rate=1e-2,
+            weight_decay=0.1,
+            logging_steps=1,
+            use_cpu=True,
+            disable_tqdm=True,
+            report_to=[],
+        )
+
+    result = jobs.train(module, arguments("ours"), train_dataset=labelled(8))
+    out = tmp_path / "theirs" / "checkpoint-2"
+    exported = jobs.export_run(result.folder / "checkpoint-2", out, model=module)
+    assert set(exported.frozen) == set(frozen)
+    trainer = transformers.Trainer(
+        module, arguments("theirs"), train_dataset=labelled(8)
+    )
+    trainer.train(resume_from_checkpoint=str(out))
+    losses = [
+        {r["step"]: r["loss"] for r in log if "loss" in r and r["step"] > 2}
+        for log in (lines(result), trainer.state.log_history)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, p in type(bert).from_pretrained(result.folder).named_parameters():
+        np.testing.assert_allclose(
+            p.detach(), module.get_parameter(name).detach(), atol=1e-5, err_msg=name
+        )
+    with pytest.raises(ValueError, match="or other frozen parameters"):
+        jobs.export_run(result.folder, tmp_path / "other", model=bert)
+
+
 def test_a_key_that_forward_does_not_take_is_named(bert, tmp_path):
     examples = [{**row, "extra": 1} for row in labelled(2)]
     with pytest.raises(ValueError, match="`batch` must have keys that .*'extra'"):

@@ -15,6 +15,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_tf.optimizers import (
+    TorchLayout,
     adafactor_tf,
     adafactor_trainer,
     adagrad_tf,
@@ -23,6 +24,7 @@ from jaxopt_tf.optimizers import (
     clip,
     ema_params,
     lion_tf,
+    muon_tf,
     rmsprop_tf,
     schedule_free_adamw_tf,
     schedule_free_radam_tf,
@@ -33,6 +35,26 @@ from jaxopt_tf.optimizers import (
 
 def rising(step):
     return 1e-3 * (1.0 + jnp.asarray(step, jnp.float32))
+
+
+def muon_of_stacks():
+    """`muon_tf` with kernels of three axes, if there are any, as two matrices each.
+
+    The iteration is in float32: in bfloat16 its products round otherwise under `vmap`.
+    """
+
+    def of(params):
+        names = (
+            ["kernel"] if getattr(params, "get", {}.get)("kernel") is not None else []
+        )
+        is_stack = any(params[name].ndim == 3 for name in names)
+        layouts = {"kernel": TorchLayout.dense().stacked()} if is_stack else None
+        return muon_tf(1e-3, ns_dtype="float32", layouts=layouts)
+
+    def update(grads, state, params=None, **extra_args):
+        return of(params).update(grads, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(lambda p: of(p).init(p), update)
 
 
 TRANSFORMATIONS = {
@@ -53,6 +75,7 @@ TRANSFORMATIONS = {
     "rmsprop_tf all": lambda: rmsprop_tf(
         rising, momentum=0.9, centered=True, weight_decay=0.1
     ),
+    "muon_tf": muon_of_stacks,
     "lion_tf": lambda: lion_tf(1e-3, weight_decay=0.1),
     "schedule_free_adamw_tf": lambda: schedule_free_adamw_tf(
         1e-3, weight_decay=0.1, warmup_steps=3

@@ -76,7 +76,8 @@ def test_every_name_of_transformers_is_here_or_refused_with_a_way_out():
     from transformers.training_args import OptimizerNames
 
     names = {name.value for name in OptimizerNames}
-    assert ALGORITHMS.keys() - names == {"adamw_hf", "adamw_apex_fused"}  # of version 4
+    of_version_4 = {"adamw_hf", "adamw_apex_fused"}
+    assert ALGORITHMS.keys() - names == {*of_version_4, "muon"}
     for name in names - ALGORITHMS.keys():
         refusal = optimizer_refusal(name)
         assert re.fullmatch(f"`optim` .*, got '{name}': .*(use|see).*", refusal), name

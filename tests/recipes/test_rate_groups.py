@@ -15,6 +15,8 @@ from jaxopt_tf.recipes import (
     Recipe,
     build_optimizer,
     build_schedule,
+    doctor,
+    explain,
     layer_wise_decay,
     recipe_settings,
 )
@@ -157,6 +159,98 @@ def test_a_recipe_with_groups_comes_back_from_json():
     assert hash(Recipe(**settings)) == hash(plan)
 
 
+# --- groups with their own optimizer
+
+
+@references.needs_torch
+def test_groups_of_two_optimizers_follow_torch_with_one_clipping():
+    import torch
+
+    sgd = {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 0.0}
+    adamw = {"pattern": "h.1", "adam_beta1": 0.8, "adam_epsilon": 1e-6}
+    plan = recipe(
+        [{"pattern": "wte", "learning_rate": 1e-1, **sgd}, adamw],
+        lr_scheduler_type="constant",
+    )
+    ours, state = run(build_optimizer(plan))
+
+    rng = np.random.default_rng(0)
+    tensors = {
+        n: torch.nn.Parameter(torch.tensor(np.asarray(p))) for n, p in draw(rng).items()
+    }
+    wte, h0, h1, bias = (tensors[n] for n in SHAPES)
+    by_adamw = [
+        {"params": [h0], "weight_decay": 0.1},
+        {"params": [h1], "weight_decay": 0.1, "betas": (0.8, 0.999), "eps": 1e-6},
+        {"params": [bias], "weight_decay": 0.0},
+    ]
+    optimizers = [
+        torch.optim.SGD([wte], lr=1e-1, momentum=0.9),
+        torch.optim.AdamW(by_adamw, lr=1e-2),
+    ]
+    for _ in range(10):
+        for name, g in draw(rng).items():
+            tensors[name].grad = torch.tensor(np.asarray(g))
+        torch.nn.utils.clip_grad_norm_(list(tensors.values()), 0.5)
+        for optimizer in optimizers:
+            optimizer.step()
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(ours[name], tensor.detach(), atol=2e-7, err_msg=name)
+    rates = {name: float(rate) for name, rate in get_learning_rate(state).items()}
+    assert rates == pytest.approx({"wte": 0.1, "h.1": 0.01, "rest": 0.01}, rel=1e-6)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_muon_as_a_group_equals_muon_with_adamw_for_the_rest():
+    muon = {"optim": "muon", "optim_args": {"ns_dtype": "float32", "ns_steps": 3}}
+    alone, _ = run(build_optimizer(recipe([], **muon)))
+    apart, state = run(build_optimizer(recipe([{"pattern": "kernel$", **muon}])))
+    for name in alone:
+        np.testing.assert_array_equal(alone[name], apart[name], err_msg=name)
+    assert set(get_learning_rate(state)) == {"kernel$", "rest"}
+
+
+def test_the_optimizer_of_each_parameter_is_explained():
+    params = jax.tree.map(jnp.zeros, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+    plan = recipe([{"pattern": "h.0", "optim": "sgd"}], optim="muon")
+    found = {leaf.path: leaf.optimizer for leaf in explain(plan, params).leaves}
+    assert found == {
+        "wte": "adamw_torch: 'wte' in its name",
+        "h.0.kernel": "sgd",
+        "h.1.kernel": "muon",
+        "head.bias": "adamw_torch: 1 axes in torch",
+    }
+    assert "optimizer" in str(explain(plan, params))
+    assert "optimizer" not in str(explain(recipe([]), params))
+    undecayed = recipe([{"pattern": "h", "weight_decay": 0.0}])
+    rows = {leaf.path: leaf for leaf in explain(undecayed, params).leaves}
+    assert [n for n, leaf in rows.items() if leaf.is_decayed] == ["wte"]
+    assert rows["h.0.kernel"].why_not_decayed == "`weight_decay` is 0"
+    assert not list(doctor(plan, build_optimizer(plan), params))
+
+
+def test_a_group_with_another_optimizer_has_none_of_the_recipe_s_arguments():
+    momentum = {"optim": "sgd", "optim_args": "momentum=0.9"}
+    group = ParamGroup(pattern="wte", optim="adamw_torch")
+    plan = recipe(
+        [group, {"pattern": "h", "optim_args": {"momentum": "0.5"}}], **momentum
+    )
+    settings = recipe_settings(plan)
+    assert Recipe(**json.loads(json.dumps(settings))) == plan
+    _, state = run(build_optimizer(plan), 1)
+    nodes = state[1].inner_states
+    assert nodes["wte"].inner_state.mu["wte"].shape == (6, 4)
+
+
+@pytest.mark.parametrize("pattern", ["wte", "bias"])
+def test_a_group_of_muon_without_a_matrix_is_refused(pattern):
+    plan = recipe([{"pattern": pattern, "optim": "muon"}])
+    with pytest.raises(ValueError, match="must have a matrix for the `optim` 'muon'"):
+        run(build_optimizer(plan))
+    inherits = recipe([{"pattern": pattern, "factor": 0.5}], optim="muon")
+    build_optimizer(inherits).init(draw(np.random.default_rng(0)))
+
+
 @pytest.mark.parametrize("pattern", ["nothing", r"h\.0\.kernel"])
 def test_a_pattern_that_is_left_without_a_parameter_is_refused(pattern):
     groups = [ParamGroup(pattern="h"), ParamGroup(pattern=pattern)]
@@ -195,6 +289,36 @@ def test_a_pattern_that_is_left_without_a_parameter_is_refused(pattern):
             [{"pattern": "a", "lr_scheduler_type": "greedy"}],
             ValueError,
             "`rate_groups` must be empty with 'greedy'",
+        ),
+        (
+            [{"pattern": "a", "optim": "adamv"}],
+            ValueError,
+            "`rate_groups` 'a': `optim` must be one of .*'muon', got 'adamv'",
+        ),
+        (
+            [{"pattern": "a", "optim": "sgd", "optim_args": "alpha=1"}],
+            ValueError,
+            "`rate_groups` 'a': `optim_args` must contain only arguments of 'sgd'",
+        ),
+        (
+            [{"pattern": "a", "optim": "muon", "optim_args": "adjust_lr_fn=rms"}],
+            TypeError,
+            "'original' or 'match_rms_adamw' for `adjust_lr_fn`, got 'rms'",
+        ),
+        (
+            [{"pattern": "a", "optim": "schedule_free_sgd"}],
+            ValueError,
+            "'schedule_free_sgd' must be that of all parameters, got .*'adamw_torch'",
+        ),
+        (
+            [{"pattern": "a", "optim": "lomo"}],
+            ValueError,
+            "`rate_groups` 'a': `optim` .*'lomo'",
+        ),
+        (
+            [{"pattern": "a", "optim": "sgd", "optim_args": 3}],
+            TypeError,
+            "`optim_args` must be a mapping",
         ),
         (
             [{"pattern": "a", "lr_scheduler_kwargs": 3}],
