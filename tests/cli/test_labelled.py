@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from jaxopt_tf.cli import main
+from jaxopt_tf.cli._run_flags import labelled_run_settings, read_typed
+from jaxopt_tf.cli._train import Train
 
 pytest.importorskip("torchax", reason="torchax is an optional, experimental extra")
 transformers = pytest.importorskip("transformers", reason="it builds the models")
@@ -288,3 +290,30 @@ def test_settings_of_labelled_rows_are_refused_for_text(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["train", "--model_name_or_path", str(tmp_path)]) == 2
     assert "got 'BertForQuestionAnswering'" in capsys.readouterr().err
+
+
+def test_a_file_of_settings_and_a_checkpoint_of_trainer_are_recognized(
+    folder, tmp_path, capsys
+):
+    file = {
+        "model_name_or_path": str(folder / "bert"),
+        "train_file": [str(folder / "train.jsonl")],
+        "num_train_epochs": 2,
+        "metric_for_best_model": "f1",
+        # A field of TrainingArguments, which have a list of integrations.
+        "report_to": [],
+    }
+    (tmp_path / "settings.json").write_text(json.dumps(file))
+    typed = read_typed(Train, ["--config", str(tmp_path / "settings.json")])
+    settings = labelled_run_settings(typed)
+    assert settings["task"] == "sequence-classification"
+    assert settings["metric_for_best_model"] == "f1"
+    # The defaults are those of Trainer, not those of a run on text.
+    assert "learning_rate" not in settings
+    assert "report_to" not in settings
+
+    shutil.copytree(folder / "bert", tmp_path / "checkpoint-3")
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    out = ["migrate", str(tmp_path / "checkpoint-3"), str(tmp_path / "out")]
+    assert main(out) == 2
+    assert "train --resume_from_checkpoint" in capsys.readouterr().err
