@@ -1,7 +1,6 @@
 """Transformers' `run_summarization.py` in JAX, with a folder as argument.
 
-A tiny T5 summarizes the documentation of Python's functions: the summary is the first
-line, the text is the rest. Model, tokenizer and rows are made in the folder.
+A tiny T5 summarizes the documentation of Python's functions by its first line.
 """
 
 import inspect
@@ -22,8 +21,8 @@ def documented():
     for name in MODULES.split():
         for _, value in sorted(vars(__import__(name)).items()):
             parts = vars(value).values() if inspect.isclass(value) else [value]
-            for doc in filter(None, map(inspect.getdoc, filter(callable, parts))):
-                summary, _, text = doc.partition("\n\n")
+            for doc in map(inspect.getdoc, filter(callable, parts)):
+                summary, _, text = (doc or "").partition("\n\n")
                 if len(text) > 40:
                     yield {"text": text, "summary": summary}
 
@@ -48,7 +47,7 @@ def make_model(folder, texts):
 
 
 folder, rows = pathlib.Path(sys.argv[1]), list(documented())
-make_model(folder / "t5", (row["text"] for row in rows))
+make_model(folder / "t5", [row["text"] for row in rows])
 for name, part in ("train", rows[24:]), ("dev", rows[:24]):
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part))
 result = jobs.train_labelled({

@@ -28,16 +28,15 @@ from ._example_evaluation import EvalPrediction, MetricsFn, PredictFn
 from ._example_plan import example_plan
 from ._final_folder import write_transformers_folder
 from ._labelled_data import TaskExamples
-from ._labelled_job import CLASSES, LabelledJob, records
+from ._labelled_job import LabelledJob
 from ._labelled_predictions import write_predictions
-from ._labelled_setup import LabelledRun, load_model, part_source, prepare
+from ._labelled_setup import LabelledRun, part_source, prepare
 from ._metrics import perplexity, task_metrics, text_metrics
 from ._model_folder import existing_folder
 from ._report import RunResult
 from ._run_core import RunPlan, run_mesh, run_plan, stopwatch
 from ._run_folder import OpenRun, open_run
 from ._setup import Setup
-from ._tasks import TASKS
 from ._trainer_run import import_into
 
 
@@ -89,16 +88,6 @@ def train_labelled(
         if "test_file" in prepared.rows.parts and result.stopped_by is None:
             _predict(prepared, plan.setup, run.folder, result.params, predict)
         return result
-
-
-def labelled_model(settings: Mapping[str, Any]) -> TorchaxModel:
-    """Returns the model of a labelled run, from the settings in its checkpoint."""
-    job = records(settings)[1]
-    assert job.task is not None
-    classes = settings.get(CLASSES)
-    is_regression = classes is None and TASKS[job.task].has_classes
-    problem_type = "regression" if is_regression else TASKS[job.task].problem_type
-    return load_model(job, settings["seed"], classes, problem_type)[0]
 
 
 def _plan(prepared: LabelledRun, run: OpenRun) -> tuple[RunPlan, PredictFn]:

@@ -22,7 +22,13 @@ from ._example_job import model_identity
 from ._example_plan import check_evaluation, held_out_data, num_examples_of_start
 from ._intervals import with_whole_intervals
 from ._labelled_data import TaskBatches, TaskExamples, encode_rows
-from ._labelled_job import LabelledConfig, LabelledJob, labelled_settings, records
+from ._labelled_job import (
+    CLASSES,
+    LabelledConfig,
+    LabelledJob,
+    labelled_settings,
+    records,
+)
 from ._metrics import check_metric
 from ._run_core import run_mesh
 from ._task_rows import TaskRows, read_task_rows
@@ -120,6 +126,16 @@ def prepare(settings: Mapping[str, Any]) -> LabelledRun:
         eval_batch_size=eval_batch_size,
         notes=tuple(_notes(rows, examples, new_params, batches, num_rows)),
     )
+
+
+def labelled_model(settings: Mapping[str, Any]) -> TorchaxModel:
+    """Returns the model of a labelled run, from the settings in its checkpoint."""
+    job = records(settings)[1]
+    assert job.task is not None
+    classes = settings.get(CLASSES)
+    is_regression = classes is None and TASKS[job.task].has_classes
+    problem_type = "regression" if is_regression else TASKS[job.task].problem_type
+    return load_model(job, settings["seed"], classes, problem_type)[0]
 
 
 def _eval_batch_size(job: LabelledJob, batch_size: int) -> int:

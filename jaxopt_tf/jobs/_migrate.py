@@ -40,7 +40,6 @@ from ._import_source import (
     unused_tokenizer,
 )
 from ._job_arguments import EVALUATION_FIELDS, job_settings
-from ._labelled import labelled_model
 from ._run_folder import settings_of
 from ._run_io import (
     Run,
@@ -217,8 +216,6 @@ def export_run(
     checkpoint, _ = checkpoint_of(Path(folder))
     settings = settings_of(checkpoint)
     if "model_class" in settings:
-        if model is None and settings.get("task") is not None:
-            model = labelled_model(settings)
         return export_module_run(checkpoint, settings, out, like=like, module=model)
     run = read_run(checkpoint)
     config = RunConfig(recipe=run.recipe, model=run.model, job=run.job)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from .. import _checks, interop, training
-from .._io import read_json_object
 from .._typing import PyTree
 from ._decoding import recomputing_fns
 from ._generation import generate_with
@@ -32,7 +31,7 @@ from ._peft import (
     base_names,
     is_peft,
 )
-from ._task_module import freeze_module
+from ._task_module import freeze_module, load_module
 from ._torch_function import TorchFunction
 from ._torchax import import_package, import_torch
 from ._torchax_model import (
@@ -110,7 +109,7 @@ def from_transformers(
     Source: transformers 5.23 `trainer.py`, `compute_loss` and
         `_get_num_items_in_batch`.
     """
-    module = _load(source) if isinstance(source, str | Path) else source
+    module = load_module(source) if isinstance(source, str | Path) else source
     transformers = import_package("transformers")
     if not isinstance(base_module(module), transformers.PreTrainedModel):
         raise TypeError(
@@ -283,31 +282,6 @@ def _inputs_and_labels(
     # the loss NaN.
     labels = jnp.where(is_missing & (labels != IGNORE_INDEX), -1, labels)
     return {"input_ids": jnp.where(is_missing, 0, inputs)}, labels
-
-
-def _load(folder: str | Path) -> Any:
-    """Reads the model of a folder in float32, as the class that config.json names."""
-    transformers, torch = import_package("transformers"), import_torch()
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            "`source` must be a folder that contains config.json, got "
-            f"{str(folder)!r}. Save the model with `save_pretrained`, or download it: "
-            "model names of the Hugging Face Hub are not resolved."
-        )
-    names = read_json_object(path, "source").get("architectures") or ()
-    classes = [getattr(transformers, n) for n in names if hasattr(transformers, n)]
-    if not classes:
-        raise ValueError(
-            "`source` must contain a config.json that has a class of Transformers "
-            f"under `architectures`, got {list(names)} in {str(path)!r}. Load the "
-            "module, and pass it."
-        )
-    # Transformers 5 reads weights in the dtype of config.json, often bfloat16, in which
-    # a small update is lost.
-    return classes[0].from_pretrained(
-        str(folder), dtype=torch.float32, local_files_only=True
-    )
 
 
 def _init(function: TorchFunction, seed: int) -> PyTree:

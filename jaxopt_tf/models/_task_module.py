@@ -1,4 +1,4 @@
-"""Modules of Transformers for labelled tasks, with the classes of the data."""
+"""Modules of Transformers in folders, with heads for labelled tasks."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,6 +80,31 @@ def load_task_module(
             new_params = tuple(sorted({*info.get("missing_keys", ()), *mismatched}))
     freeze_module(module, freeze)
     return TaskModule(module, new_params)
+
+
+def load_module(folder: str | Path) -> Any:
+    """Reads the model of a folder in float32, as the class that config.json names."""
+    transformers, torch = import_package("transformers"), import_torch()
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            "`source` must be a folder that contains config.json, got "
+            f"{str(folder)!r}. Save the model with `save_pretrained`, or download it: "
+            "model names of the Hugging Face Hub are not resolved."
+        )
+    names = read_json_object(path, "source").get("architectures") or ()
+    classes = [getattr(transformers, n) for n in names if hasattr(transformers, n)]
+    if not classes:
+        raise ValueError(
+            "`source` must contain a config.json that has a class of Transformers "
+            f"under `architectures`, got {list(names)} in {str(path)!r}. Load the "
+            "module, and pass it."
+        )
+    # Transformers 5 reads weights in the dtype of config.json, often bfloat16, in which
+    # a small update is lost.
+    return classes[0].from_pretrained(
+        str(folder), dtype=torch.float32, local_files_only=True
+    )
 
 
 def num_positions(module: Any) -> int | None:
