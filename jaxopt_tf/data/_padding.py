@@ -93,15 +93,14 @@ def _best_lengths(
         total = np.where(is_shorter, cost[:, None] + between, np.iinfo(np.int64).max)
         best = np.argmin(total, axis=0)
         extended = np.take_along_axis(total, best[None], axis=0)[0]
-        # -1: another length does not reduce the padding.
-        rounds.append(np.where(extended < cost, best, -1))
+        rounds.append(best)
+        # The shortest choices have too few shorter ones for this number of lengths.
         cost = np.minimum(cost, extended)
     chosen, place = [int(choices[-1])], len(choices) - 1
     for shorter in reversed(rounds):
-        if shorter[place] >= 0:
-            place = int(shorter[place])
-            chosen.append(int(choices[place]))
-    return tuple(sorted(chosen)), int(cost[-1])
+        place = int(shorter[place])
+        chosen.append(int(choices[place]))
+    return tuple(sorted({*chosen})), int(cost[-1])
 
 
 def choose_length_pairs(
