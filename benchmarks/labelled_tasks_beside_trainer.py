@@ -291,7 +291,7 @@ def _vit(work: Path) -> Task:
         return [
             {
                 "pixel_values": processor(
-                    np.asarray(row["image"], np.uint8), return_tensors="np"
+                    np.asarray(row["image"], np.uint8)[None], return_tensors="np"
                 )["pixel_values"][0],
                 "label": row["label"],
             }
