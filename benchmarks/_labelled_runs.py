@@ -30,6 +30,7 @@ SETTINGS: Mapping[str, Any] = {
     "save_strategy": "epoch",
     "load_best_model_at_end": True,
     "logging_steps": 1,
+    "save_total_limit": 50,
 }
 _SPECIAL = {
     "pad_token": "[PAD]",

@@ -2,30 +2,43 @@
 
     python -m benchmarks.labelled_tasks_beside_trainer            # all parts
     python -m benchmarks.labelled_tasks_beside_trainer --smoke    # a BERT, 2 epochs
-    python -m benchmarks.labelled_tasks_beside_trainer --part parity
+    python -m benchmarks.labelled_tasks_beside_trainer --part reviews --data FOLDER
 
-Parts, with their time on 2 cores:
+Parts:
 
-- `parity` (5 minutes): a BERT, a T5 and a ViT for 200 steps.
+- `parity`: a BERT, a T5 and a ViT for 200 steps, with exchanged checkpoints.
+- `shapes`: compilations and padding with texts of 4 to 512 tokens.
+- `devices`: metrics on 1, 2 and 8 devices, and in 2 processes.
+- `dropout`: a permutation test of evaluation losses over 20 seeds.
+- `reviews`: a BERT from scratch on film reviews, beside five seeds of Trainer. It reads
+  movie_reviews_train.jsonl and movie_reviews_dev.jsonl in the folder of `--data`.
+
+Runs that are killed are part of `survives_being_killed`.
 """
 
 import argparse
+import contextlib
+import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
 
 from benchmarks import _labelled_runs as runs
+from benchmarks import _processes
 from benchmarks._labelled_runs import Ended, Task
 from benchmarks._report import Row, report
 from jaxopt_tf import jobs
 
 LIMIT = 1e-5
 NUM_TRAIN, NUM_EVAL = 146, 45
+DATA = Path("../shared/data")
 _DIGIT_MEAN = {"image_mean": [0.5], "image_std": [0.5], "rescale_factor": 1 / 16}
 
 
@@ -157,7 +170,7 @@ def _bert(work: Path, **sizes: Any) -> Task:
             for row in rows
         ]
 
-    common = {"metric_for_best_model": "f1", "learning_rate": 3e-3}
+    common = {"metric_for_best_model": "f1", "learning_rate": 5e-4}
     return Task(
         name="BERT",
         folder=folder,
@@ -222,7 +235,7 @@ def _t5(work: Path) -> Task:
     common = {
         "predict_with_generate": True,
         "metric_for_best_model": "rougeL",
-        "learning_rate": 5e-3,
+        "learning_rate": 1e-3,
     }
     return Task(
         name="T5",
@@ -278,7 +291,7 @@ def _vit(work: Path) -> Task:
         return [
             {
                 "pixel_values": processor(
-                    np.asarray(row["image"], np.uint8), return_tensors="np"
+                    np.asarray(row["image"], np.uint8)[None], return_tensors="np"
                 )["pixel_values"][0],
                 "label": row["label"],
             }
@@ -289,7 +302,7 @@ def _vit(work: Path) -> Task:
         found = prediction.predictions.argmax(-1) == prediction.label_ids
         return {"accuracy": float(found.mean())}
 
-    common = {"metric_for_best_model": "accuracy", "learning_rate": 3e-3}
+    common = {"metric_for_best_model": "accuracy", "learning_rate": 5e-4}
     return Task(
         name="ViT",
         folder=folder,
@@ -305,7 +318,297 @@ def _vit(work: Path) -> Task:
     )
 
 
-PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {"parity": parity}
+# Other parts
+
+
+def shapes(smoke: bool) -> Iterator[Row]:
+    """Yields compilations and padding of a run with texts of 4 to 512 tokens."""
+    rng = np.random.default_rng(0)
+    length, num = (64, 60) if smoke else (512, 600)
+    words = ["good", "bad"]
+    rows = []
+    for number in rng.integers(2, length - 1, num):
+        label = int(rng.integers(2))
+        text = " ".join([words[label], *["film"] * (int(number) - 1)])
+        rows.append({"sentence": text, "label": label})
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        texts = [" ".join([*words, "film"])]
+        tokenizer = runs.save_tokenizer(
+            work / "bert", texts, vocab_size=40, is_bert=True
+        )
+        import transformers
+
+        config = runs.bert_config(
+            len(tokenizer), max_position_embeddings=length, num_hidden_layers=1
+        )
+        module = transformers.BertForSequenceClassification(config)
+        module.save_pretrained(work / "bert")
+        with _shapes_of_steps() as seen:
+            jobs.train_labelled(
+                {
+                    "model_name_or_path": work / "bert",
+                    "train_file": (runs.write_rows(work / "train.jsonl", rows),),
+                    "output_dir": work / "run",
+                    "report_to": "none",
+                    "num_train_epochs": 2,
+                    "per_device_train_batch_size": 8,
+                    "group_by_length": True,
+                }
+            )
+        lengths = [len(x["input_ids"]) for x in map(tokenizer, _sentences(rows))]
+    num_tokens = sum(rows * width for rows, width in seen)
+    yield Row(
+        claim=f"{num} texts of {min(lengths)} to {max(lengths)} tokens: programs of "
+        "the training step",
+        value=len(set(seen)),
+        unit="compilations",
+        limit=6,
+        detail=", ".join(f"{a} x {b}" for a, b in sorted(set(seen))),
+    )
+    yield Row(
+        claim="padding of the same run, grouped by length",
+        value=1 - 2 * sum(lengths) / num_tokens,
+        unit="of all tokens",
+        limit=0.15,
+    )
+
+
+def _sentences(rows: list[Any]) -> list[str]:
+    return [row["sentence"] for row in rows]
+
+
+@contextlib.contextmanager
+def _shapes_of_steps() -> Iterator[list[tuple[int, int]]]:
+    """Collects the number of rows and tokens of each batch of a training step."""
+    from jaxopt_tf.jobs import _example_data
+
+    seen: list[tuple[int, int]] = []
+    update = _example_data.DeviceBatches._update
+
+    def noting(self: Any, micro: list[Any]) -> Any:
+        seen.extend(one["input_ids"].shape for one in micro)
+        return update(self, micro)
+
+    with mock.patch.object(_example_data.DeviceBatches, "_update", noting):
+        yield seen
+
+
+def devices(smoke: bool) -> Iterator[Row]:
+    """Yields differences of the printed metrics on several devices and processes."""
+    starts = [(1, 1), (1, 2)] if smoke else [(1, 1), (1, 2), (1, 8), (2, 1), (2, 4)]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        task = _bert(work)
+        found = {}
+        for num, per_process in starts:
+            where = work / f"run-{num}-{per_process}"
+            flags = [
+                *("--model_name_or_path", str(task.folder)),
+                *("--train_file", str(task.files["train_file"])),
+                *("--validation_file", str(task.files["validation_file"])),
+                *("--output_dir", str(where), "--num_train_epochs", "3"),
+                *("--learning_rate", "3e-3", "--report_to", "none"),
+                *("--per_device_train_batch_size", str(8 // (num * per_process))),
+            ]
+            _processes.run(flags, num=num, devices=per_process)
+            found[num, per_process] = _printed_metrics(where)
+        alone = found.pop((1, 1))
+        for (num, per_process), metrics in found.items():
+            yield Row(
+                claim=f"BERT on {num} x {per_process} devices: metrics after 3 epochs "
+                "whose 4 printed decimals differ from those on one device",
+                value=sum(alone[name] != metrics.get(name) for name in alone),
+                unit=f"of {len(alone)}",
+                limit=0,
+            )
+
+
+def _printed_metrics(folder: Path) -> dict[str, str]:
+    """Returns the metrics of all evaluations, as they are printed."""
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {
+        f"{record['step']} {name}": f"{value:.4f}"
+        for record in records
+        for name, value in record.items()
+        if name.startswith("eval_")
+    }
+
+
+def reviews(smoke: bool) -> Iterator[Row]:
+    """Yields metrics on film reviews beside those of Trainer over five seeds."""
+    seeds = range(2 if smoke else 5)
+    num = 200 if smoke else None
+    rows = [
+        runs.rows_of(DATA / f"movie_reviews_{part}.jsonl", num)
+        for part in ("train", "dev")
+    ]
+    for label, names in (("label", ("accuracy", "f1")), ("rating", ("pearson",))):
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            jax.config.update("jax_compilation_cache_dir", f"{folder}/cache")
+            task = _reviews_task(work, rows, label)
+            found: dict[str, list[Ended]] = {"ours": [], "theirs": []}
+            for seed in seeds:
+                for name, run in (("ours", runs.here), ("theirs", runs.by_trainer)):
+                    found[name].append(run(task, work / f"{name}-{seed}", seed=seed))
+            yield from _within_spread(found, names)
+
+
+def _within_spread(found: dict[str, list[Ended]], names: Any) -> Iterator[Row]:
+    for metric in names:
+        last = {
+            side: np.array([x.evaluations[max(x.evaluations)][metric] for x in ended])
+            for side, ended in found.items()
+        }
+        theirs, ours = last["theirs"], last["ours"]
+        # Half of the range of Trainer's own seeds.
+        spread = float(np.ptp(theirs)) / 2
+        yield Row(
+            claim=f"film reviews: {metric}, mean over {len(ours)} seeds, distance "
+            "from Trainer's mean; limit: half of the range of Trainer's seeds",
+            value=abs(float(ours.mean() - theirs.mean())),
+            unit="",
+            limit=spread,
+            detail=f"ours {ours.mean():.4f} ({ours.min():.4f} to {ours.max():.4f}), "
+            f"theirs {theirs.mean():.4f} ({theirs.min():.4f} to {theirs.max():.4f})",
+        )
+
+
+def _reviews_task(work: Path, rows: list[Any], label: str) -> Task:
+    import scipy.stats
+    import sklearn.metrics
+    import transformers
+
+    train, evaluation = rows
+    is_regression = label == "rating"
+    folder = work / "bert"
+    tokenizer = runs.save_tokenizer(
+        folder, _sentences(train), vocab_size=4000, is_bert=True
+    )
+    # Dropout is 0.1, as by default.
+    config = runs.bert_config(
+        len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_labels=1 if is_regression else 2,
+    )
+    transformers.set_seed(0)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        labels = prediction.label_ids
+        if is_regression:
+            found = prediction.predictions[:, 0]
+            return {"pearson": float(scipy.stats.pearsonr(found, labels)[0])}
+        found = prediction.predictions.argmax(-1)
+        return {
+            "accuracy": float((found == labels).mean()),
+            "f1": float(sklearn.metrics.f1_score(labels, found)),
+        }
+
+    def value(row: Any) -> Any:
+        return row[label] if is_regression else int(row[label] == "positive")
+
+    def examples(rows: list[Any]) -> list[Any]:
+        return [
+            {
+                **tokenizer(
+                    row["sentence"], truncation=True, max_length=runs.MAX_LENGTH
+                ),
+                "label": value(row),
+            }
+            for row in rows
+        ]
+
+    common = {
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 32,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 5e-4,
+        "logging_steps": 50,
+    }
+    return Task(
+        name="BERT",
+        folder=folder,
+        files=_files(work, train, evaluation),
+        settings={
+            **common,
+            "max_length": runs.MAX_LENGTH,
+            "label_column": label,
+            "text_column": "sentence",
+        },
+        arguments=common,
+        parts=lambda: {
+            "train_dataset": examples(train),
+            "eval_dataset": examples(evaluation),
+            "compute_metrics": metrics,
+            "processing_class": tokenizer,
+        },
+        auto_class="AutoModelForSequenceClassification",
+    )
+
+
+def dropout(smoke: bool) -> Iterator[Row]:
+    """Yields p-values of a permutation test of evaluation losses, over seeds."""
+    seeds = range(3 if smoke else 20)
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        jax.config.update("jax_compilation_cache_dir", f"{folder}/cache")
+        for rate in (0.1, 0.0):
+            sizes = dict.fromkeys(runs.NO_DROPOUT, rate)
+            (work / f"{rate}").mkdir()
+            task = _bert(work / f"{rate}", classifier_dropout=rate, **sizes)
+            sides = {"ours": runs.here, "theirs": runs.by_trainer}
+            for name in sides if rate else ("ours",):
+                for seed in seeds:
+                    where = work / f"{name}-{rate}-{seed}"
+                    ended = sides[name](task, where, seed=seed, num_train_epochs=6)
+                    last = ended.evaluations[max(ended.evaluations)]
+                    found.setdefault(f"{name} {rate}", []).append(last["loss"])
+                    shutil.rmtree(where)
+    ours, theirs, without = (
+        np.array(found[name]) for name in ("ours 0.1", "theirs 0.1", "ours 0.0")
+    )
+    detail = f"mean {ours.mean():.4f} (ours), {theirs.mean():.4f} (Trainer's), "
+    detail += f"{without.mean():.4f} without dropout; {len(ours)} seeds each"
+    yield Row(
+        claim="p-value of equal evaluation losses, dropout 0.1 here and in Trainer",
+        value=_p_value(ours, theirs),
+        unit="",
+        limit=0.05,
+        at_least=True,
+        detail=detail,
+    )
+    yield Row(
+        claim="p-value of equal evaluation losses, dropout 0.1 and 0 here",
+        value=_p_value(ours, without),
+        unit="",
+        limit=1.0 if smoke else 0.01,
+    )
+
+
+def _p_value(a: np.ndarray, b: np.ndarray, num: int = 20_000) -> float:
+    """Returns the p-value of equal means, by random permutations of the groups."""
+    rng, both = np.random.default_rng(0), np.concatenate([a, b])
+    distance = abs(a.mean() - b.mean())
+    order = np.argsort(rng.random((num, len(both))), axis=1)
+    mixed = both[order]
+    means = mixed[:, : len(a)].mean(axis=1) - mixed[:, len(a) :].mean(axis=1)
+    return float((1 + np.sum(np.abs(means) >= distance)) / (num + 1))
+
+
+PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "parity": parity,
+    "shapes": shapes,
+    "devices": devices,
+    "dropout": dropout,
+    "reviews": reviews,
+}
+# What `--smoke` runs, without data that are not part of the project.
+SMOKE = ("parity", "shapes")
 
 
 def _rows(parts: list[str], smoke: bool) -> Iterator[Row]:
@@ -318,6 +621,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="short forms of the parts")
     parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
+    parser.add_argument("--data", type=Path, default=DATA, help="of `reviews`")
     options = parser.parse_args()
-    found = _rows(options.part or list(PARTS), options.smoke)
+    DATA = options.data
+    found = _rows(
+        options.part or list(SMOKE if options.smoke else PARTS), options.smoke
+    )
     sys.exit(0 if report("Labelled tasks beside Trainer", found) else 1)

@@ -243,6 +243,38 @@ def pad_rows(rows: Sequence[Any], length: int, value: int, side: Side) -> np.nda
     return padded
 
 
+def fill_rows(arrays: Arrays, num_rows: int, *, ignored: int = -100) -> Arrays:
+    """Returns a micro-batch with further rows, which have no labels.
+
+    A short last batch then has the shape of the others, and its program. The further
+    rows are copies of the last row. Losses that ignore `ignored` and divide by the
+    number of the other labels do not change.
+
+    Args:
+        arrays: arrays [B, ...] by name, with `labels` that are integers.
+        num_rows: number of rows of the result; at least B.
+        ignored: label of the further rows.
+
+    Raises:
+        ValueError: if there are no labels that are integers, or more rows.
+    """
+    labels = arrays.get("labels")
+    if labels is None or labels.dtype.kind not in "iu":
+        raise ValueError(
+            "`arrays` must have labels that are integers, of which a loss can ignore "
+            f"some, got {'none' if labels is None else labels.dtype}. Leave the batch "
+            "as it is."
+        )
+    missing = _checks.whole_number("num_rows", num_rows, minimum=len(labels))
+    missing -= len(labels)
+    filled = {
+        name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+        for name, array in arrays.items()
+    }
+    filled["labels"][len(labels) :] = ignored
+    return filled
+
+
 def bucket(lengths: Sequence[int], row_lengths: Iterable[int]) -> int:
     """Returns the smallest of ascending `lengths` that no row exceeds."""
     longest = max(row_lengths)
