@@ -4,10 +4,11 @@
     python -m benchmarks.jobs_train_beside_trainer --smoke    # the BERT, 1 epoch
 
 A BERT classifies rows of tokens, given as a list of dictionaries, and a T5 copies them,
-with `DataCollatorForSeq2Seq`; both have 2 layers, no dropout and float32. An update has
-two micro-batches; the last one of an epoch has fewer, and its last batch fewer rows.
-Both sides evaluate after each epoch, with `compute_metrics`, and load the best model.
-After half of the epochs each side continues the other's checkpoint.
+with `DataCollatorForSeq2Seq`; both have 2 layers, no dropout and float32. A Llama is
+trained by `schedule_free_adamw` for 96 steps, which needs schedulefree 1.4.1. An update
+has two micro-batches; the last one of an epoch has fewer, and its last batch fewer
+rows. Both sides evaluate after each epoch, with `compute_metrics`, and load the best
+model. After half of the epochs each side continues the other's checkpoint.
 """
 
 import copy
@@ -18,6 +19,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +38,8 @@ class Task(NamedTuple):
     name: str
     module: Any
     data: Mapping[str, Any]  # arguments of `jobs.train` and of Trainer
+    arguments: Mapping[str, Any] = MappingProxyType({})  # other `TrainingArguments`
+    num_epochs: int = 3
 
 
 class Ended(NamedTuple):
@@ -48,17 +52,19 @@ class Ended(NamedTuple):
 
 
 def rows(smoke: bool) -> Iterator[Row]:
-    """Yields the figures of both tasks."""
+    """Yields the figures of all tasks."""
     import transformers
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
-    for build in (_bert,) if smoke else (_bert, _t5):
+    for build in (_bert,) if smoke else (_bert, _t5, _llama):
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             # torch's notes on the scheduler of a resumed run.
             warnings.simplefilter("ignore")
             jax.config.update("jax_compilation_cache_dir", f"{folder}/cache")
-            yield from _case(build(), Path(folder), 2 if smoke else 3)
+            task = build()
+            num_epochs = 2 if smoke else task.num_epochs
+            yield from _case(task, Path(folder), num_epochs)
 
 
 def _case(task: Task, work: Path, num_epochs: int) -> Iterator[Row]:
@@ -199,6 +205,43 @@ def _t5() -> Task:
     return Task("t5", module, {**_data(examples, accuracy), "data_collator": collator})
 
 
+def _llama() -> Task:
+    import transformers
+
+    transformers.set_seed(0)
+    module = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=LENGTH,
+            bos_token_id=None,
+            eos_token_id=0,
+            pad_token_id=None,
+        )
+    )
+
+    def accuracy(prediction: Any) -> dict[str, float]:
+        found = prediction.predictions.argmax(-1)[:, :-1]
+        return {"accuracy": float((found == prediction.label_ids[:, 1:]).mean())}
+
+    def examples(ids: np.ndarray) -> list[dict[str, Any]]:
+        ids = np.repeat(ids[:, ::2], 2, axis=1)  # half of the tokens can be predicted
+        return [{"input_ids": row.tolist(), "labels": row.tolist()} for row in ids]
+
+    arguments = {
+        "optim": "schedule_free_adamw",
+        "optim_args": "r=0.5",
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 8,
+    }
+    name, data = "llama, schedule_free_adamw", _data(examples, accuracy)
+    return Task(name, module, data, arguments, num_epochs=16)
+
+
 def _data(
     examples: Callable[[np.ndarray], list[dict[str, Any]]], accuracy: Callable
 ) -> dict[str, Any]:
@@ -239,9 +282,14 @@ class _Padding:
 # Runs
 
 
-def _arguments(folder: Path, num_epochs: int) -> Any:
+def _arguments(task: Task, folder: Path, num_epochs: int) -> Any:
     import transformers
 
+    settings = {
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+        **task.arguments,
+    }
     return transformers.TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=num_epochs,
@@ -249,8 +297,6 @@ def _arguments(folder: Path, num_epochs: int) -> Any:
         per_device_eval_batch_size=8,
         gradient_accumulation_steps=2,
         learning_rate=5e-3,
-        lr_scheduler_type="cosine",
-        warmup_steps=2,
         weight_decay=0.1,
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -260,6 +306,7 @@ def _arguments(folder: Path, num_epochs: int) -> Any:
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
+        **settings,
     )
 
 
@@ -268,7 +315,7 @@ def _here(
 ) -> Ended:
     result = jobs.train(
         task.module,
-        _arguments(folder, num_epochs),
+        _arguments(task, folder, num_epochs),
         resume_from_checkpoint=resume_from,
         **task.data,
     )
@@ -284,7 +331,7 @@ def _by_trainer(
     import transformers
 
     trainer = transformers.Trainer(
-        copy.deepcopy(task.module), _arguments(folder, num_epochs), **task.data
+        copy.deepcopy(task.module), _arguments(task, folder, num_epochs), **task.data
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from and str(resume_from))

@@ -2,14 +2,16 @@
 
     python -m benchmarks.survives_being_killed            # an hour on 2 cores
     python -m benchmarks.survives_being_killed --smoke    # a few kills, as in CI
+    python -m benchmarks.survives_being_killed --labelled # the BERT only, 15 minutes
 
 Small runs of `jaxopt-tf train` in separate processes are killed by SIGKILL at random
 moments, some of them during a write of a checkpoint, or stopped by SIGTERM, and resumed
 each time. Their results are compared bit for bit with those of an uninterrupted run:
 parameters, optimizer state, every line of the log, the last line on the console. The
-models are a GPT-2 with dropout and a Llama with packed documents. Other runs of the
-Llama are resumed on another mesh each time; their losses are compared with those of one
-device. In a last part, bits are flipped in checkpoints and files are truncated.
+models are a GPT-2 with dropout, a Llama with packed documents, and a BERT with dropout
+that classifies sentences, grouped by length. Other runs of the Llama are resumed on
+another mesh each time; their losses are compared with those of one device. In a last
+part, bits are flipped in checkpoints and files are truncated.
 
 The processes are forked from one that has imported JAX, and share a compilation cache,
 so that process starts are not measured.
@@ -35,6 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import _labelled_runs as labelled
 from benchmarks._report import Row, main
 from benchmarks._small_llama import write_llama
 
@@ -72,6 +75,7 @@ class Counts(NamedTuple):
 
     gpt2: Count | None
     llama: Count
+    bert: Count | None
     kills_on_meshes: int
     flips: int
     truncations: int
@@ -79,11 +83,17 @@ class Counts(NamedTuple):
 
 # With `--smoke` the model is the Llama; the tests have a GPT-2 that is killed.
 _SMOKE = Counts(
-    gpt2=None, llama=Count(2, 0, 1), kills_on_meshes=0, flips=20, truncations=5
+    gpt2=None,
+    llama=Count(2, 0, 1),
+    bert=None,
+    kills_on_meshes=0,
+    flips=20,
+    truncations=5,
 )
 _FULL = Counts(
     gpt2=Count(200, 60, 50),
     llama=Count(100, 30, 25),
+    bert=Count(20, 4, 4),
     kills_on_meshes=60,
     flips=200,
     truncations=50,
@@ -112,6 +122,12 @@ def rows(smoke: bool) -> Iterator[Row]:
     counts = _SMOKE if smoke else _FULL
     with tempfile.TemporaryDirectory() as folder, _environment(Path(folder)):
         work = Path(folder)
+        if counts.bert is not None:
+            bert = _subject("BERT on labelled rows", _bert(work / "model-bert"), work)
+            yield from _killed(bert, counts.bert)
+            yield from _asked(bert, counts.bert)
+        if "--labelled" in sys.argv:
+            return
         if counts.gpt2 is not None:
             flags = (*_GPT2, "--text", str(work / "text"))
             gpt2 = _subject("GPT-2", flags, work)
@@ -126,6 +142,28 @@ def rows(smoke: bool) -> Iterator[Row]:
         if counts.kills_on_meshes:
             yield from _moved(llama, counts.kills_on_meshes)
         yield from _damaged(llama.work / "unbroken", counts)
+
+
+def _bert(folder: Path) -> tuple[str, ...]:
+    """Writes a BERT and labelled rows; returns the flags of `jaxopt-tf train`."""
+    import transformers
+
+    labelled.quiet()
+    os.environ["WARM_TORCHAX"] = "1"
+    parts = [labelled.synthetic_reviews(num, seed=num) for num in (150, 20)]
+    texts = [row["sentence"] for row in parts[0]]
+    tokenizer = labelled.save_tokenizer(folder, texts, vocab_size=100, is_bert=True)
+    config = labelled.bert_config(len(tokenizer), hidden_size=16, num_hidden_layers=1)
+    transformers.set_seed(0)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    files = [
+        labelled.write_rows(folder / f"{name}.jsonl", rows)
+        for name, rows in zip(("train", "validation"), parts, strict=True)
+    ]
+    return (
+        *("--model_name_or_path", str(folder), "--group_by_length"),
+        *("--train_file", str(files[0]), "--validation_file", str(files[1])),
+    )
 
 
 def _subject(name: str, flags: tuple[str, ...], root: Path) -> Subject:
@@ -398,7 +436,10 @@ def _what_is_left(folder: Path) -> dict:
         },
         "log": log,
         "steps": [record["step"] for record in records if "loss" in record],
-        "last_line": console.splitlines()[-1],
+        # The number of shapes is that of the last start.
+        "last_line": [
+            line for line in console.splitlines() if not line.startswith("batches of")
+        ][-1],
     }
 
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from ..checkpoints import find_checkpoints
-from ..jobs import ImportedRun, export_run, import_run
+from ..jobs import ImportedRun, export_run, import_run, labelled_settings
 from ._run_flags import RunFlags, merged_settings, read_typed
 
 _STATE, _SUMS = "trainer_state.json", "SHA256SUMS"
@@ -104,6 +104,14 @@ def migrate(args: Sequence[str]) -> int:
 def _migrate(source: Path, out: Path, flags: Sequence[str]) -> None:
     # A run folder contains trainer_state.json, too; only a run has metrics.jsonl.
     if (source / _STATE).exists() and not (source / "metrics.jsonl").exists():
+        labelled = labelled_settings({"model_name_or_path": source})
+        if labelled is not None:
+            raise ValueError(
+                "`FOLDER` must be a checkpoint of a causal language model, got one for "
+                f"{labelled['task']}: {str(source)!r}. Continue it with `jaxopt-tf "
+                f"train --resume_from_checkpoint {source} --output_dir {out}`, and "
+                "with the model, the rows and the arguments of Trainer as flags."
+            )
         settings, options = _read_flags(flags)
         run = import_run(source, out, settings=settings, **options)
         _print_import(source, out, run)

@@ -13,7 +13,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from .. import _checks
 from .._io import Kind, kinds_of, parse_json
-from ..jobs import RunConfig, merge_settings, settings_from_transformers
+from ..jobs import (
+    RunConfig,
+    TaskSettings,
+    labelled_settings,
+    merge_settings,
+    settings_from_transformers,
+)
 from ..models import CONFIG_TYPES, GPT2_PRESETS
 from ..recipes import METRIC_DRIVEN
 from ._flags import build, flag_kinds, read_flags
@@ -159,14 +165,49 @@ def run_settings(
     return merge_settings(defaults, settings)
 
 
-def merged_settings(
+def labelled_run_settings(
     typed: Mapping[str, Any], found: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any] | None:
+    """Returns the settings of all sources, for `train_labelled`; None for other runs.
+
+    Args:
+        typed: settings on the command line, including the path of the JSON file.
+        found: settings of the run's folder, which have lower precedence.
+
+    Raises:
+        ValueError: if settings are invalid, or belong to labelled data only and the run
+            is one on text.
+    """
+    file = _raw_settings(typed.get("config"))
+    if labelled_settings({**found, **file, **typed}) is None:
+        return None
+    kinds = kinds_of(TaskSettings)
+    return labelled_settings(merged_settings(typed, found, further_kinds=kinds))
+
+
+def _raw_settings(path: Path | None) -> dict[str, Any]:
+    """Returns the settings of labelled data in a JSON file, which is read again."""
+    try:
+        content = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # refused where it is read
+    names = ("task", "task_name", "model_name_or_path")
+    is_object = isinstance(content, dict)
+    return {n: content[n] for n in names if n in content} if is_object else {}
+
+
+def merged_settings(
+    typed: Mapping[str, Any],
+    found: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    further_kinds: Mapping[str, Kind] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Returns the settings of all sources, without the defaults of the command.
 
     Args:
         typed: settings on the command line, including the path of the JSON file.
         found: settings of the run's folder, which have lower precedence.
+        further_kinds: kinds of further settings by name.
 
     Raises:
         ValueError: if the file has invalid settings. The message lists all of them.
@@ -175,14 +216,16 @@ def merged_settings(
     kinds_of_other_models = {
         name: kind for t in CONFIG_TYPES[1:] for name, kind in kinds_of(t).items()
     }
-    kinds = {**kinds_of_other_models, **flags}
+    kinds = {**kinds_of_other_models, **flags, **further_kinds}
     run_values = {
         name: value for name, value in _resolved(typed).items() if name in kinds
     }
     ignored = typed.get("ignore_fields", ())
     file: dict[str, Any] = {}
     if typed.get("config") is not None:
-        file = _read_file(typed["config"], run_values, kinds, ignored)
+        # TrainingArguments have a list of integrations under this name.
+        of_file = {name: kind for name, kind in kinds.items() if name != "report_to"}
+        file = _read_file(typed["config"], run_values, of_file, ignored)
     elif ignored:
         raise ValueError(
             "`ignore_fields` must be given with `config`, the file that contains the "

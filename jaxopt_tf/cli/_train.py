@@ -1,4 +1,4 @@
-"""Subcommand `train`: trains a model on text."""
+"""Subcommand `train`: trains a model on text or on labelled rows."""
 
 import math
 import sys
@@ -13,6 +13,7 @@ from .._checks import pluralize
 from .._io import is_primary_process
 from ..jobs import (
     RunConfig,
+    TaskSettings,
     check_before_reading,
     compilation_cache,
     num_sequences,
@@ -21,11 +22,12 @@ from ..jobs import (
     resolve_epochs,
     sequences_of_last_start,
     settings_path,
+    train_labelled,
 )
 from ..sharding import axis_sizes, num_batch_shards
 from ._flags import build, flag_kinds
 from ._launch import Launch, connected_processes
-from ._run_flags import RunFlags, read_typed, run_settings
+from ._run_flags import RunFlags, labelled_run_settings, read_typed, run_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Train(RunFlags):
     """Trains a language model on text, or fine-tunes one.
 
     Without --model_name_or_path, the model is a GPT-2 with the sizes of the flags.
+
+    Models of other tasks, such as a BERT that classifies, take labelled rows.
 
     If --output_dir contains a run, that run is resumed with its settings.
 
@@ -42,6 +46,7 @@ class Train(RunFlags):
 
     prog: ClassVar[str] = "jaxopt-tf train"
 
+    labelled: TaskSettings
     launch: Launch
 
 
@@ -56,8 +61,10 @@ def train(args: Sequence[str]) -> int:
     """
     typed = read_typed(Train, args)
     saved = saved_settings(typed)
-    settings = run_settings(typed, saved)
-    check_before_reading(settings)
+    labelled = labelled_run_settings(typed, saved)
+    settings = run_settings(typed, saved) if labelled is None else labelled
+    if labelled is None:
+        check_before_reading(settings)
     with (
         connected_processes(build(Launch, typed), flag_kinds(Train)),
         compilation_cache(typed.get("compilation_cache", True)),
@@ -67,8 +74,12 @@ def train(args: Sequence[str]) -> int:
         # call before that would initialize the backend of a single process.
         if saved.get("mesh") is not None and "mesh" not in typed:
             settings["mesh"] = _fitting_mesh(saved, typed["output_dir"])
-        config = RunConfig.from_dict(resolve_epochs(settings))
-        outcome = pretrain(config, command_line=[*Train.prog.split(), *args])
+        command_line = [*Train.prog.split(), *args]
+        if labelled is not None:
+            outcome = train_labelled(settings, command_line=command_line)
+        else:
+            config = RunConfig.from_dict(resolve_epochs(settings))
+            outcome = pretrain(config, command_line=command_line)
     return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
 
 

@@ -36,6 +36,7 @@ from ._packing import packed_evaluation_batches as packed_evaluation_batches
 from ._padding import PadToBuckets as PadToBuckets
 from ._padding import choose_length_pairs as choose_length_pairs
 from ._padding import choose_lengths as choose_lengths
+from ._padding import fill_rows as fill_rows
 from ._pretokenized import is_pretokenized as is_pretokenized
 from ._pretokenized import read_tokens as read_tokens
 from ._row_files import read_rows as read_rows

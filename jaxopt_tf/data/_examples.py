@@ -46,6 +46,7 @@ class ExampleBatches:
         seed: int = 42,
         is_shuffled: bool = True,
         drop_last: bool = False,
+        order: Callable[[int], Sequence[int]] | None = None,
     ):
         """Checks the sizes; no example is read.
 
@@ -59,6 +60,9 @@ class ExampleBatches:
                 random numbers that `collate` draws.
             is_shuffled: whether each epoch has another order.
             drop_last: whether a last batch of fewer examples is dropped.
+            order: function from the number of an epoch to the order of all examples,
+                such as `bucketed_indices` with its other arguments; None for that of
+                `is_shuffled`.
 
         Raises:
             ValueError: if there is no batch.
@@ -70,7 +74,7 @@ class ExampleBatches:
         )
         self._seed = _checks.seed("seed", seed)
         self._examples, self._collate = examples, collate
-        self._is_shuffled = is_shuffled
+        self._is_shuffled, self._given_order = is_shuffled, order
         whole, rest = divmod(self.num_examples, self._batch_size)
         self._num_batches = whole + (rest > 0 and not drop_last)
         if not self._num_batches:
@@ -84,16 +88,23 @@ class ExampleBatches:
 
     def __getitem__(self, n: int) -> list[Arrays]:
         """Returns the 1 to k micro-batches of update `n`, counted from 0."""
-        n = _checks.whole_number("n", n, minimum=0)
         epoch, update = divmod(n, self.steps_per_epoch)
-        order, first = self._order(epoch), update * self._num_micro
         micro_batches = []
-        for i in range(first, min(first + self._num_micro, self._num_batches)):
-            rows = order[i * self._batch_size : (i + 1) * self._batch_size]
+        for i, rows in enumerate(self.rows(n), update * self._num_micro):
             with seeded_generators(self._seed, epoch, i):
                 examples = [self._examples[row] for row in rows]
                 micro_batches.append(self._collate(examples))
         return micro_batches
+
+    def rows(self, n: int) -> list[Sequence[int]]:
+        """Returns the numbers of the examples of each micro-batch of update `n`."""
+        n = _checks.whole_number("n", n, minimum=0)
+        epoch, update = divmod(n, self.steps_per_epoch)
+        order, first = self._order(epoch), update * self._num_micro
+        return [
+            order[i * self._batch_size : (i + 1) * self._batch_size]
+            for i in range(first, min(first + self._num_micro, self._num_batches))
+        ]
 
     def iter_from(self, start: int) -> Iterator[list[Arrays]]:
         """Yields the updates from `start` on."""
@@ -101,6 +112,8 @@ class ExampleBatches:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 # as long as the batches
     def _order(self, epoch: int) -> Sequence[int]:
+        if self._given_order is not None:
+            return self._given_order(epoch)
         if not self._is_shuffled:
             return range(self.num_examples)
         return torch_permutation(self.num_examples, self._seed + epoch)

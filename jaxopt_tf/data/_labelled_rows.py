@@ -127,8 +127,7 @@ def _flattened(name: str, values: Sequence[Any]) -> Iterable[tuple[str, Any]]:
     first: Any = next((value for value in values if value is not None), None)
     keys = list(first) if isinstance(first, Mapping) else []
     is_text = bool(keys) and all(isinstance(first[key], str) for key in keys)
-    # The dictionary of an image has the keys "bytes" and "path".
-    if not is_text or "bytes" in keys:
+    if not is_text:  # such as the bytes and the path of an image
         yield name, values
         return
     for key in keys:

@@ -93,15 +93,14 @@ def _best_lengths(
         total = np.where(is_shorter, cost[:, None] + between, np.iinfo(np.int64).max)
         best = np.argmin(total, axis=0)
         extended = np.take_along_axis(total, best[None], axis=0)[0]
-        # -1: another length does not reduce the padding.
-        rounds.append(np.where(extended < cost, best, -1))
+        rounds.append(best)
+        # The shortest choices have too few shorter ones for this number of lengths.
         cost = np.minimum(cost, extended)
     chosen, place = [int(choices[-1])], len(choices) - 1
     for shorter in reversed(rounds):
-        if shorter[place] >= 0:
-            place = int(shorter[place])
-            chosen.append(int(choices[place]))
-    return tuple(sorted(chosen)), int(cost[-1])
+        place = int(shorter[place])
+        chosen.append(int(choices[place]))
+    return tuple(sorted({*chosen})), int(cost[-1])
 
 
 def choose_length_pairs(
@@ -242,6 +241,38 @@ def pad_rows(rows: Sequence[Any], length: int, value: int, side: Side) -> np.nda
         first = 0 if side == "right" else length - len(row)
         target[first : first + len(row)] = row
     return padded
+
+
+def fill_rows(arrays: Arrays, num_rows: int, *, ignored: int = -100) -> Arrays:
+    """Returns a micro-batch with further rows, which have no labels.
+
+    A short last batch then has the shape of the others, and its program. The further
+    rows are copies of the last row. Losses that ignore `ignored` and divide by the
+    number of the other labels do not change.
+
+    Args:
+        arrays: arrays [B, ...] by name, with `labels` that are integers.
+        num_rows: number of rows of the result; at least B.
+        ignored: label of the further rows.
+
+    Raises:
+        ValueError: if there are no labels that are integers, or more rows.
+    """
+    labels = arrays.get("labels")
+    if labels is None or labels.dtype.kind not in "iu":
+        raise ValueError(
+            "`arrays` must have labels that are integers, of which a loss can ignore "
+            f"some, got {'none' if labels is None else labels.dtype}. Leave the batch "
+            "as it is."
+        )
+    missing = _checks.whole_number("num_rows", num_rows, minimum=len(labels))
+    missing -= len(labels)
+    filled = {
+        name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+        for name, array in arrays.items()
+    }
+    filled["labels"][len(labels) :] = ignored
+    return filled
 
 
 def bucket(lengths: Sequence[int], row_lengths: Iterable[int]) -> int:

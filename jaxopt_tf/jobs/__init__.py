@@ -24,6 +24,12 @@ from ._generate import make_sampler as make_sampler
 from ._intervals import merge_settings as merge_settings
 from ._job import Job as Job
 from ._job_arguments import settings_from_transformers as settings_from_transformers
+from ._labelled import train_labelled as train_labelled
+from ._labelled_job import LabelledJob as LabelledJob
+from ._labelled_job import TaskSettings as TaskSettings
+from ._labelled_job import labelled_settings as labelled_settings
+from ._metrics import task_metrics as task_metrics
+from ._metrics import text_metrics as text_metrics
 from ._migrate import ImportedRun as ImportedRun
 from ._migrate import export_run as export_run
 from ._migrate import import_run as import_run

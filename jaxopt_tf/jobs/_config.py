@@ -40,7 +40,8 @@ BASE = "base"
 # intervals, and the devices. `text` and `tokenizer` are left out because the
 # fingerprint of the data is compared instead; paths differ between machines.
 _WITHOUT_EFFECT_ON_NUMBERS = (
-    *("text", "train_file", "validation_file", "tokenizer", "chat_template"),
+    *("text", "train_file", "validation_file", "test_file", "tokenizer"),
+    "chat_template",
     *("output_dir", "logging_steps", "logging_first_step", "save_steps"),
     # The effect of these settings is compared in `max_steps`, `eval_steps` and
     # `save_steps`, which they determine.
@@ -90,6 +91,13 @@ class RunConfig:
                 type, or settings conflict. The message lists all problems.
         """
         if "model_class" in settings:
+            if settings.get("task") is not None:
+                raise ValueError(
+                    "`output_dir` must be the folder of a run on text, but this run "
+                    f"trains a {settings['model_class']} for {settings['task']}. "
+                    "Resume it with `jaxopt-tf train`, and load its model with "
+                    "`from_pretrained` of Transformers."
+                )
             raise ValueError(
                 "`output_dir` must be the folder of a run of `jaxopt-tf train`, but "
                 f"this run trains a {settings['model_class']} that was given in "
@@ -292,7 +300,7 @@ def _change(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _data_in_words(settings: Mapping[str, Any]) -> str:
-    if "model_class" in settings:
+    if "model_class" in settings and not settings.get("train_file"):
         return str(settings.get(DATA_SIZE))
     given = settings.get("train_file") or settings.get("text") or ()
     paths = [repr(str(path)) for path in given]

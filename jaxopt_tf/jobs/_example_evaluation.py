@@ -25,6 +25,8 @@ class EvalPrediction(NamedTuple):
 
 
 MetricsFn = Callable[[EvalPrediction], Mapping[str, Any]]
+# (params, batch) -> predictions, a tree of arrays [B, ...]
+PredictFn = Callable[[PyTree, Any], Any]
 
 
 def make_example_evaluate(
@@ -36,6 +38,7 @@ def make_example_evaluate(
     label_names: Sequence[str],
     compute_dtype: Any,
     matmul_precision: str | None,
+    predict: PredictFn | None = None,
 ) -> Callable[[PyTree], dict[str, float]]:
     """Returns a function params -> {"loss": ..., further metrics}.
 
@@ -51,19 +54,23 @@ def make_example_evaluate(
         label_names: names of the labels in a batch.
         compute_dtype: dtype to which parameters are cast; None for no cast.
         matmul_precision: precision of matrix products.
+        predict: function that computes the predictions; None for those of Trainer.
 
     Source: transformers 5.23 `trainer.py`, `evaluation_loop`.
     Differs: a loss that is not finite is not left out of the mean.
     """
     step = setup.eval_step
     if compute_metrics is not None:
-        step = _step_with_predictions(setup, compute_dtype, matmul_precision)
+        predict = predict or make_predict(
+            setup.model, mesh=setup.mesh, matmul_precision=matmul_precision
+        )
+        step = _step_with_predictions(setup, compute_dtype, predict)
     step = block_on_cpu_collectives(step, setup.mesh)
 
     def evaluate(params: PyTree) -> dict[str, float]:
         total, num_rows, found = 0.0, 0, _Collected()
         for arrays in batches():
-            loss, number, *predictions = _fetched(step(params, place(arrays)))
+            loss, number, *predictions = fetch(step(params, place(arrays)))
             rows = next(iter(arrays.values())).shape[0]
             if number > 0:
                 total, num_rows = total + rows * float(loss / number), num_rows + rows
@@ -89,43 +96,65 @@ def make_example_evaluate(
     return evaluate
 
 
+def make_predict_step(
+    setup: Setup, predict: PredictFn, *, compute_dtype: Any
+) -> Callable[[PyTree, PyTree], Any]:
+    """Compiles a function (params, batch) -> predictions for the parameters of a run.
+
+    Args:
+        setup: setup of the run.
+        predict: the function, of all parameters.
+        compute_dtype: dtype to which parameters are cast; None for no cast.
+    """
+
+    def step(params: PyTree, batch: PyTree, *, frozen: PyTree | None = None) -> Any:
+        return predict(_cast(_merged(params, frozen), compute_dtype), batch)
+
+    return block_on_cpu_collectives(_compiled(step, setup), setup.mesh)
+
+
 def _step_with_predictions(
-    setup: Setup, compute_dtype: Any, matmul_precision: str | None
+    setup: Setup, compute_dtype: Any, predict: PredictFn
 ) -> Callable[..., Any]:
     """Compiles loss and predictions as one program: XLA shares the forward pass."""
-    predict = make_predict(
-        setup.model, mesh=setup.mesh, matmul_precision=matmul_precision
-    )
     loss_step = training.make_eval_step(setup.loss_fn, compute_dtype=compute_dtype)
-
-    def cast(leaf: jax.Array) -> jax.Array:
-        is_cast = compute_dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(compute_dtype) if is_cast else leaf
 
     def step(
         params: PyTree, batch: PyTree, *, frozen: PyTree | None = None
     ) -> tuple[Any, ...]:
-        merged = params if frozen is None else training.merge_params(params, frozen)
-        return (
-            *loss_step(merged, batch),
-            predict(jax.tree.map(cast, merged), batch),
-        )
+        merged = _merged(params, frozen)
+        return *loss_step(merged, batch), predict(_cast(merged, compute_dtype), batch)
 
-    compiled = jax.jit(step)
-    frozen = setup.frozen
+    return _compiled(step, setup)
+
+
+def _compiled(step: Callable[..., Any], setup: Setup) -> Callable[..., Any]:
+    compiled, frozen = jax.jit(step), setup.frozen
     return training.FrozenStep(compiled, frozen) if frozen else compiled
 
 
-def _fetched(results: Any) -> Any:
+def _merged(params: PyTree, frozen: PyTree | None) -> PyTree:
+    return params if frozen is None else training.merge_params(params, frozen)
+
+
+def _cast(params: PyTree, dtype: Any) -> PyTree:
+    def cast(leaf: jax.Array) -> jax.Array:
+        is_cast = dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if is_cast else leaf
+
+    return jax.tree.map(cast, params)
+
+
+def fetch(results: Any) -> Any:
     """Returns results as NumPy arrays; those of all processes are gathered."""
 
-    def fetch(x: Any) -> np.ndarray:
+    def fetched(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             x = multihost_utils.process_allgather(x, tiled=True)
         x = np.asarray(x)
         return x.astype(np.float32) if x.dtype == jnp.bfloat16 else x
 
-    return jax.tree.map(fetch, results)
+    return jax.tree.map(fetched, results)
 
 
 class _Collected:
@@ -145,14 +174,14 @@ class _Collected:
 
     def prediction(self) -> EvalPrediction:
         """Returns all predictions and labels, padded by -100 to one length."""
-        predictions = jax.tree.map(_concatenated, *self._predictions)
-        labels = [_concatenated(*column) for column in zip(*self._labels, strict=True)]
+        predictions = jax.tree.map(concatenated, *self._predictions)
+        labels = [concatenated(*column) for column in zip(*self._labels, strict=True)]
         return EvalPrediction(
             predictions, labels[0] if len(labels) == 1 else tuple(labels)
         )
 
 
-def _concatenated(*arrays: np.ndarray) -> np.ndarray:
+def concatenated(*arrays: np.ndarray) -> np.ndarray:
     """Concatenates arrays along axis 0; axis 1 is padded by -100 at its end."""
     if arrays[0].ndim < 2:
         return np.concatenate([np.atleast_1d(x) for x in arrays])

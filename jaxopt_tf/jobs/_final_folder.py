@@ -35,6 +35,7 @@ _TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "vocab.txt", "tekken.json"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
+_IMAGES = "preprocessor_config.json"
 
 
 def write_transformers_folder(
@@ -151,8 +152,9 @@ def _copied_files(
             f"`tokenizer` must be an existing tokenizer.json, got {str(tokenizer)!r}. "
             "Pass the file that the run was started with."
         )
-    if like is not None and (like / _GENERATION).is_file():
-        yield _GENERATION, like / _GENERATION
+    for name in (_GENERATION, _IMAGES):
+        if like is not None and (like / name).is_file():
+            yield name, like / name
     if tokenizer is not None:
         yield _TOKENIZER, tokenizer
         # A tokenizer with another file name is a single file, which may be in any

@@ -148,12 +148,13 @@ def model_and_recipe(
     """
     leaves = jax.tree.leaves(setup.run_state.state.params)
     num_frozen = sum(leaf.size for leaf in jax.tree.leaves(setup.frozen))
-    groups = [group.optim for group in recipe.rate_groups if group.optim]
+    chosen = [group.optim for group in recipe.rate_groups if group.optim]
+    optimizers = " and ".join(dict.fromkeys([recipe.optim, *chosen]))
     return [
         f"model   {setup.model.title}, "
         f"{pluralize(sum(leaf.size for leaf in leaves), 'parameter')}"
         + (f" to train, {num_frozen:,} frozen" if num_frozen else ""),
-        f"recipe  {' and '.join(dict.fromkeys([recipe.optim, *groups]))}, learning rate {recipe.learning_rate:g} "
+        f"recipe  {optimizers}, learning rate {recipe.learning_rate:g} "
         f"({recipe.lr_scheduler_type}, "
         f"{pluralize(recipe.num_warmup_steps, 'warmup step')}), "
         f"{pluralize(recipe.max_steps, 'step')}{length}",

@@ -199,7 +199,10 @@ def check_equal_settings(settings: Mapping[str, Any]) -> None:
     collectives would wait for each other forever.
     """
     # The paths of the text may differ between machines; its content is compared later.
-    local = ("text", "train_file", "validation_file", "tokenizer", "chat_template")
+    local = (
+        *("text", "train_file", "validation_file", "test_file", "tokenizer"),
+        "chat_template",
+    )
     shared = {name: value for name, value in settings.items() if name not in local}
     _io.check_equal_across_processes(shared | _versions())
 
@@ -314,7 +317,8 @@ def _check_same_run(
 
 
 def _how_to_change(current: Mapping[str, Any], names: list[str]) -> str:
-    if "model_class" in current:  # a run of `train`, without a command line
+    # A run of `train` has no command line.
+    if "model_class" in current and current.get("task") is None:
         return f"`intended_changes={names}`"
     return f"--intended_changes {' '.join(names)}"
 

@@ -9,35 +9,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from .. import _io, checkpoints, interop, training
-from .._checks import pluralize
+from .. import _io, interop, training
 from .._typing import PyTree
 from ..models import Model, TorchaxModel, from_transformers
 from ..recipes import Recipe
-from ..sharding import num_batch_shards
 from ._callbacks import checked_monitors
-from ._config import SEQUENCES
-from ._conflicts import uses_eval_loss
 from ._example_data import (
-    DeviceBatches,
     ExampleCorpus,
     ExampleSource,
     collator_of_run,
-    evaluation_batches,
-    label_names,
     training_examples,
 )
-from ._example_evaluation import MetricsFn, make_example_evaluate
-from ._example_job import ExampleConfig, ExampleJob, model_identity
+from ._example_evaluation import MetricsFn
+from ._example_job import ExampleConfig, model_identity
+from ._example_plan import (
+    check_evaluation,
+    example_plan,
+    held_out_data,
+    num_examples_of_start,
+    size_in_words,
+)
 from ._final_folder import write_adapter_folder, write_transformers_folder
 from ._job import Job
-from ._report import RunResult, build_monitors, model_and_recipe
-from ._run_core import RunPlan, run_mesh, run_plan, stopwatch
-from ._run_folder import OpenRun, open_run, sequences_of_last_start
-from ._setup import setup_of
+from ._report import RunResult
+from ._run_core import run_plan, stopwatch
+from ._run_folder import open_run
 from ._train_arguments import TrainArguments, read_train_arguments
 from ._trainer_run import import_into
 
@@ -133,7 +129,11 @@ def train(
     held_out = None
     if eval_dataset is not None:
         held_out = make_source(eval_dataset, argument="eval_dataset")
-    batch_size = _batch_size(read)
+    batch_size = num_examples_of_start(
+        read.options.get("output_dir"),
+        read.options.get("mesh"),
+        read.per_device_train_batch_size,
+    )
     batches = training_examples(
         source,
         batch_size=batch_size,
@@ -143,24 +143,22 @@ def train(
     )
     recipe, example_job, notes = read.finish(batches.steps_per_epoch)
     recipe = _for_model(recipe, built)
-    _check_evaluation(recipe, example_job, held_out)
+    check_evaluation(recipe, example_job, held_out)
     config = ExampleConfig(
         recipe=recipe,
         job=example_job,
         model=model_identity(built),
-        data=_held_out_data(recipe, example_job, held_out),
+        data=held_out_data(recipe, example_job, held_out),
     )
-    if held_out is None:
-        compute_metrics = None
     corpus = ExampleCorpus(
-        fingerprint=source.fingerprint(), size=_size(source.num_examples)
+        fingerprint=source.fingerprint(), size=size_in_words(source.num_examples)
     )
     config = import_into(config, built, corpus)
     with (
         training.stop_on_signals() as should_stop,
         open_run(config, lambda folder: corpus) as run,
     ):
-        plan = _plan(
+        plan = example_plan(
             config,
             built,
             run,
@@ -168,9 +166,11 @@ def train(
             held_out=held_out,
             batches=batches,
             compute_metrics=compute_metrics if read.computes_metrics else None,
-            processing_class=processing_class,
             monitors=added,
             notes=notes,
+            write_model=functools.partial(
+                _write_model, run.folder, built, processing_class
+            ),
         )
         return run_plan(
             plan,
@@ -179,103 +179,6 @@ def train(
             command_line=(),
             seconds_since_start=seconds_since_start,
         )
-
-
-def _plan(
-    config: ExampleConfig,
-    model: Model,
-    run: OpenRun,
-    *,
-    source: ExampleSource,
-    held_out: ExampleSource | None,
-    batches: Any,
-    compute_metrics: MetricsFn | None,
-    processing_class: Any,
-    monitors: Sequence[training.Monitor],
-    notes: Sequence[str],
-) -> RunPlan:
-    recipe, job = config.recipe, config.job
-    mesh = run_mesh(job)
-    setup = setup_of(model, recipe, job, mesh)
-    if jax.tree.leaves(setup.frozen):
-        placed = jax.tree.map(lambda x: x.sharding, setup.frozen)
-        frozen = model.init_frozen(recipe.seed)
-        setup = setup.with_frozen(jax.device_put(frozen, placed))
-    on_devices = DeviceBatches(model, mesh, recipe.gradient_accumulation_steps)
-    evaluate = None
-    if held_out is not None:
-        per_device = job.per_device_eval_batch_size
-        size = run.num_sequences
-        if per_device is not None:
-            size = per_device * num_batch_shards(mesh.shape)
-        evaluate = make_example_evaluate(
-            setup,
-            functools.partial(evaluation_batches, held_out, size, recipe.seed),
-            on_devices.evaluation,
-            compute_metrics=compute_metrics,
-            label_names=label_names(model, job),
-            compute_dtype=jnp.bfloat16 if job.bf16 else None,
-            matmul_precision=job.matmul_precision,
-        )
-    sizes = f"{run.num_sequences}"
-    if recipe.gradient_accumulation_steps > 1:
-        sizes = f"{recipe.gradient_accumulation_steps} x {sizes}"
-    lengths = [_size(source.num_examples) + " to train on"]
-    if held_out is not None:
-        lengths.append(_size(held_out.num_examples) + " to evaluate on")
-    if source.removed:
-        notes = [f"columns that are not used: {', '.join(source.removed)}", *notes]
-    return RunPlan(
-        recipe=recipe,
-        job=job,
-        setup=setup,
-        initial_params=lambda: jax.device_put(
-            model.init(recipe.seed),
-            jax.tree.map(lambda x: x.sharding, setup.run_state.state.params),
-        ),
-        batches=functools.partial(on_devices.step_batches, batches),
-        evaluate=evaluate,
-        monitors=lambda: [
-            *build_monitors(
-                job,
-                run,
-                max_steps=recipe.max_steps,
-                steps_per_epoch=batches.steps_per_epoch,
-                unit=run.corpus.unit,
-                flops_per_item=None,
-                loss_unit="mean",
-                has_tensorboard=job.report_to == "tensorboard",
-            ),
-            *monitors,
-        ],
-        header=[
-            f"data    {', '.join(lengths)}",
-            *(f"        {note}" for note in notes),
-            *model_and_recipe(
-                setup,
-                recipe,
-                run,
-                f" of {sizes} examples",
-                option="`mesh='data={}'`",
-            ),
-        ],
-        has_model=has_weights(run.folder),
-        write_model=lambda params: _write_model(
-            run.folder, model, processing_class, params, setup.frozen
-        ),
-        loss_unit="",
-        how_to_resume="call `jobs.train` again with the same arguments",
-        num_programs=lambda: on_devices.num_shapes,
-    )
-
-
-def has_weights(folder: Path) -> bool:
-    """Returns whether a folder contains the final weights of a run."""
-    names = [
-        *("model.safetensors", "model.safetensors.index.json"),
-        "adapter_model.safetensors",
-    ]
-    return any((folder / name).is_file() for name in names)
 
 
 def _write_model(
@@ -345,42 +248,3 @@ def _for_model(recipe: Recipe, model: Model) -> Recipe:
         return recipe
     # For models of `models` the default rule excludes the same parameters.
     return dataclasses.replace(recipe, decay_rule="default")
-
-
-def _batch_size(read: TrainArguments) -> int:
-    """Returns the number of examples of a micro-batch on all devices."""
-    folder = read.options.get("output_dir")
-    # A run that is resumed on another mesh keeps its number of examples.
-    if folder is not None:
-        found = _io.run_on_process_0(lambda: sequences_of_last_start(Path(folder)))
-        if found and checkpoints.find_checkpoints(folder):
-            return found[SEQUENCES]
-    job = Job(mesh=read.options.get("mesh"))
-    return read.per_device_train_batch_size * num_batch_shards(run_mesh(job).shape)
-
-
-def _check_evaluation(
-    recipe: Recipe, job: ExampleJob, held_out: ExampleSource | None
-) -> None:
-    settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
-    if held_out is None and uses_eval_loss(settings):
-        raise ValueError(
-            "`eval_dataset` must be given if a metric drives the schedule, ends the "
-            "run or selects its model, got none. Pass it, or leave out "
-            "`load_best_model_at_end` and `early_stopping_patience`."
-        )
-
-
-def _held_out_data(
-    recipe: Recipe, job: ExampleJob, held_out: ExampleSource | None
-) -> dict[str, Any]:
-    settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
-    if held_out is None or not uses_eval_loss(settings):
-        return {}
-    return {"eval_data": held_out.fingerprint()}
-
-
-def _size(num_examples: int | None) -> str:
-    if num_examples is None:
-        return "examples without a length"
-    return pluralize(num_examples, "example")

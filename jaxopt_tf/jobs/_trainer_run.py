@@ -26,6 +26,8 @@ from ._example_job import (
     read_example_settings,
 )
 from ._job import Job, mesh_axes
+from ._labelled_job import records
+from ._labelled_setup import labelled_model
 from ._run_folder import write_settings
 from ._setup import init_schedule, schedule_and_optimizer, setup_of
 
@@ -107,7 +109,9 @@ def export_module_run(
         ValueError: if no module is given, or one of another architecture or with other
             frozen parameters.
     """
-    name = settings["model_class"]
+    name, is_labelled = settings["model_class"], settings.get("task") is not None
+    if module is None and is_labelled:
+        module = labelled_model(settings)
     if module is None:
         raise ValueError(
             f"`model` must be given to export a run of a module, here of {name}. Pass "
@@ -121,7 +125,7 @@ def export_module_run(
             f"configuration, got {identity['model_class']} with another architecture "
             "or other frozen parameters."
         )
-    recipe, job = read_example_settings(settings)
+    recipe, job = (records if is_labelled else read_example_settings)(settings)
     setup = setup_of(model, recipe, job, make_mesh("data=1", jax.devices()[:1]))
     found = training.restore_run_state(checkpoint, setup.run_state)
     out.parent.mkdir(parents=True, exist_ok=True)

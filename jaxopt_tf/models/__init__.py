@@ -24,6 +24,7 @@ from ._gpt2_from_transformers import (
 from ._gpt2_from_transformers import (
     gpt2_settings_from_transformers as gpt2_settings_from_transformers,
 )
+from ._greedy import make_greedy as make_greedy
 from ._loss import draw_params as draw_params
 from ._loss import make_gpt2_loss as make_gpt2_loss
 from ._loss import make_loss_fn as make_loss_fn
@@ -41,6 +42,8 @@ from ._peft import LoraSettings as LoraSettings
 from ._peft import lora_from_config as lora_from_config
 from ._predictions import make_predict as make_predict
 from ._predictions import trainer_forward as trainer_forward
+from ._task_module import load_task_module as load_task_module
+from ._task_module import num_positions as num_positions
 from ._torchax_model import TorchaxModel as TorchaxModel
 from ._torchax_model import from_torch as from_torch
 from ._trainer_forward import NUM_ITEMS as NUM_ITEMS

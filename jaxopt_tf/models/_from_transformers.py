@@ -12,11 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from .. import _checks, interop, training
-from .._io import read_json_object
 from .._typing import PyTree
 from ._decoding import recomputing_fns
 from ._generation import generate_with
@@ -33,6 +31,7 @@ from ._peft import (
     base_names,
     is_peft,
 )
+from ._task_module import freeze_module, load_module
 from ._torch_function import TorchFunction
 from ._torchax import import_package, import_torch
 from ._torchax_model import (
@@ -110,7 +109,7 @@ def from_transformers(
     Source: transformers 5.23 `trainer.py`, `compute_loss` and
         `_get_num_items_in_batch`.
     """
-    module = _load(source) if isinstance(source, str | Path) else source
+    module = load_module(source) if isinstance(source, str | Path) else source
     transformers = import_package("transformers")
     if not isinstance(base_module(module), transformers.PreTrainedModel):
         raise TypeError(
@@ -148,13 +147,7 @@ def build_transformers(
             f"trained, but {first!r} of {type(module).__name__} is frozen. Train it "
             "with `models.from_transformers` in Python."
         )
-    if freeze:
-        named = dict(module.named_parameters())
-        _, frozen = training.split_params(
-            {name: np.broadcast_to(0, p.shape) for name, p in named.items()}, freeze
-        )
-        for name in frozen:
-            named[name].requires_grad = False
+    freeze_module(module, freeze)
     model = _model_of(module, config.block_size, _NO_RULES)
     function = model.function
     function.has_values = False
@@ -259,7 +252,17 @@ def _make_loss(
             # Labels are shifted as by `LabelSmoother` of Trainer, which decides by the
             # class of the model.
             labels = labels[:, 1:] if forward.is_causal_lm else labels
-            return loss_of_logits(params, inputs, labels, rng)
+            if not jnp.issubdtype(labels.dtype, jnp.integer):
+                raise ValueError(
+                    "`label_smoothing_factor` must be 0 for labels that are numbers, "
+                    f"not classes, got {label_smoothing_factor!r}. Leave it out."
+                )
+            loss, number = loss_of_logits(params, inputs, labels, rng)
+            if NUM_ITEMS in batch and not forward.takes_loss_kwargs:
+                # Trainer then takes the mean over the means of the micro-batches. At
+                # least 1: a batch without labels has the loss 0, not 0 / 0.
+                return loss / jnp.maximum(number, 1.0), jnp.ones_like(number)
+            return loss, number
 
     return loss_fn
 
@@ -279,31 +282,6 @@ def _inputs_and_labels(
     # the loss NaN.
     labels = jnp.where(is_missing & (labels != IGNORE_INDEX), -1, labels)
     return {"input_ids": jnp.where(is_missing, 0, inputs)}, labels
-
-
-def _load(folder: str | Path) -> Any:
-    """Reads the model of a folder in float32, as the class that config.json names."""
-    transformers, torch = import_package("transformers"), import_torch()
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            "`source` must be a folder that contains config.json, got "
-            f"{str(folder)!r}. Save the model with `save_pretrained`, or download it: "
-            "model names of the Hugging Face Hub are not resolved."
-        )
-    names = read_json_object(path, "source").get("architectures") or ()
-    classes = [getattr(transformers, n) for n in names if hasattr(transformers, n)]
-    if not classes:
-        raise ValueError(
-            "`source` must contain a config.json that has a class of Transformers "
-            f"under `architectures`, got {list(names)} in {str(path)!r}. Load the "
-            "module, and pass it."
-        )
-    # Transformers 5 reads weights in the dtype of config.json, often bfloat16, in which
-    # a small update is lost.
-    return classes[0].from_pretrained(
-        str(folder), dtype=torch.float32, local_files_only=True
-    )
 
 
 def _init(function: TorchFunction, seed: int) -> PyTree:

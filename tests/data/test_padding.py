@@ -11,6 +11,7 @@ from jaxopt_tf.data import (
     bucketed_indices,
     choose_length_pairs,
     choose_lengths,
+    fill_rows,
     length_grouped_indices,
 )
 
@@ -161,3 +162,26 @@ def test_labels_are_stacked_and_rows_that_are_too_long_refused():
         PadToBuckets([], {})
     with pytest.raises(ValueError, match="`padding_side` must be one of"):
         PadToBuckets([1], {}, padding_side="top")
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4)], ids=["classes", "tokens"])
+def test_rows_that_fill_a_batch_do_not_change_the_loss(rng, shape):
+    torch = pytest.importorskip("torch", reason="it computes the loss")
+    loss_of = torch.nn.functional.cross_entropy
+    labels = rng.integers(0, 5, shape).astype(np.int32)
+    arrays = {"input_ids": rng.integers(0, 9, (3, 4)), "labels": labels}
+    filled = fill_rows(arrays, 8)
+    assert filled["input_ids"].shape == (8, 4)
+    assert np.all(filled["labels"][3:] == -100)
+    assert np.all(filled["input_ids"][3:] == arrays["input_ids"][2])
+    logits = torch.from_numpy(rng.normal(size=(8, *shape[1:], 5)))
+    losses = [
+        loss_of(logits[: len(x)].reshape(-1, 5), torch.from_numpy(x).long().reshape(-1))
+        for x in (labels, filled["labels"])
+    ]
+    assert losses[0] == losses[1]
+    np.testing.assert_array_equal(fill_rows(arrays, 3)["labels"], labels)
+    with pytest.raises(ValueError, match="labels that are integers.*got float32"):
+        fill_rows({"labels": np.float32([0.5])}, 2)
+    with pytest.raises(ValueError, match="`num_rows` must be from 3"):
+        fill_rows(arrays, 2)
