@@ -132,7 +132,7 @@ class Reference:
         """Builds a module, and its optimizer by Trainer's function."""
         import transformers
 
-        self.module = module()
+        self.name, self.module = name, module()
         if name == "adalomo":  # fails for scalars
             del self.module.gain
         self.params = dict(self.module.named_parameters())
@@ -359,6 +359,8 @@ def file_of(reference: Reference, params: Any, state: Any) -> str:
     saved = reference.optimizer.state_dict()
     if reference.in_backward:
         return "no state is saved"
+    if reference.name == "adamw_anyprecision":
+        return "not converted"  # its own package writes other groups
     names = match_names(reference.start, torch_model_from_module(reference.module))
     groups = reference.names()
     try:
@@ -379,7 +381,9 @@ def file_of(reference: Reference, params: Any, state: Any) -> str:
 
 def same_bits(a: Any, b: Any) -> bool:
     if isinstance(b, dict):
-        return a.keys() == b.keys() and all(same_bits(a[k], b[k]) for k in b)
+        # `RMS` of Adafactor is that of the parameter before or after the last update.
+        keys = b.keys() - {"RMS"}
+        return a.keys() == b.keys() and all(same_bits(a[k], b[k]) for k in keys)
     if hasattr(b, "numpy") and hasattr(a, "numpy"):
         return a.dtype == b.dtype and bool((a == b).all())
     return bool(a == b)
@@ -419,7 +423,7 @@ def rows(smoke: bool) -> Iterator[Row]:
         claim="names of Trainer's `optim` that run; others are refused with a reason",
         value=num_run,
         unit=f"of {len(names)}",
-        limit=29,
+        limit=32,
         at_least=True,
     )
     yield Row(
