@@ -73,11 +73,18 @@ def compare_plans(
         # ZeRO-1 has no effect along an axis of size 1.
         if is_requested or (zero_1 and mesh.shape.get("data", 1) == 1):
             continue
-        # A recipe raises an error for `optim_args` of another optimizer.
+        # A recipe raises an error for `optim_args` of another optimizer. All groups
+        # have the optimizer that is compared.
         args = recipe.optim_args if optim == recipe.optim else ()
+        groups = [
+            dataclasses.replace(group, optim=None, optim_args=None)
+            for group in recipe.rate_groups
+        ]
         other = dataclasses.replace(
             config,
-            recipe=dataclasses.replace(recipe, optim=optim, optim_args=args),
+            recipe=dataclasses.replace(
+                recipe, optim=optim, optim_args=args, rate_groups=tuple(groups)
+            ),
             job=dataclasses.replace(job, zero_1=zero_1),
         )
         plans[_title(other)] = _plan_on(other, mesh, slice_, note="for comparison")

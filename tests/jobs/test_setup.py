@@ -66,7 +66,20 @@ def test_divides_matrices_moments_and_sequences(model):
     assert setup.batch.sharding.shard_shape(setup.batch.shape) == (2, 1, 17)
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
+def test_muon_gathers_no_stack_on_a_mesh():
+    # With the shardings of the setup; the compiler would gather stacks of two layers.
+    model = dataclasses.replace(SCANNED, n_layer=2)
+    setup = setup_on("fsdp=8", model, optim="muon")
+    state = setup.run_state.state
+    update = jax.jit(setup.optimizer.update)
+    program = update.lower(state.params, state.opt_state, state.params).compile()
+    muon = state.opt_state[1].momentum
+    kernel = muon["transformer"]["h"]["mlp"]["c_fc"]["kernel"]
+    assert np.prod(kernel.sharding.shard_shape(kernel.shape)) == kernel.size // 8
+    assert not re.findall(r"\[2,\d+,\d+\]\S* all-gather", program.as_text())
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "muon"])
 def test_nothing_is_allocated_on_a_mesh_without_devices(optim):
     recipe = dataclasses.replace(RECIPE, per_device_train_batch_size=1, optim=optim)
     config = RunConfig(recipe=recipe, model=TINY, job=Job(zero_1=True))
