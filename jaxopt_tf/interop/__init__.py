@@ -18,6 +18,8 @@ from ._model_weights import read_params as read_params
 from ._model_weights import stored_tensors as stored_tensors
 from ._model_weights import unused_tensors as unused_tensors
 from ._model_weights import write_adapter as write_adapter
+from ._muon_state import muon_state_from_torch as muon_state_from_torch
+from ._muon_state import torch_from_muon_state as torch_from_muon_state
 from ._optimizer_state import opt_state_from_torch as opt_state_from_torch
 from ._optimizer_state import torch_from_opt_state as torch_from_opt_state
 from ._param_groups import DecayGroupsError as DecayGroupsError

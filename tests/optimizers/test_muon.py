@@ -218,6 +218,16 @@ def test_optax_corrects_the_bias_of_its_momentum():
     assert 1e-3 < distance(ours, theirs, params) < 5e-2
 
 
+def test_the_iteration_is_in_the_dtype_that_is_asked_for():
+    # From a matrix of zeros, with a factor of 1, the update is the result itself.
+    params, grads = {"w": jnp.zeros((16, 16))}, {"w": NOISE[0]["square.weight"]}
+    for ns_dtype in ("bfloat16", "float32"):
+        optimizer = muon_tf(1.0, ns_dtype=ns_dtype)
+        result, _ = optimizer.update(grads, optimizer.init(params), params)
+        is_rounded = result["w"] == result["w"].astype(jnp.bfloat16).astype("f4")
+        assert bool(jnp.all(is_rounded)) == (ns_dtype == "bfloat16")
+
+
 def test_momentum_has_the_dtype_that_is_asked_for():
     params = {"w": jnp.ones((2, 3), jnp.bfloat16), "bias": jnp.ones(3, jnp.bfloat16)}
     for moment_dtype, expected in (("float32", jnp.float32), (None, jnp.bfloat16)):
