@@ -161,6 +161,8 @@ def test_a_recipe_with_groups_comes_back_from_json():
 
 # --- groups with their own optimizer
 
+DECAYED = {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 0.5}
+
 
 @references.needs_torch
 def test_groups_of_two_optimizers_follow_torch_with_one_clipping():
@@ -226,7 +228,10 @@ def test_the_optimizer_of_each_parameter_is_explained():
     rows = {leaf.path: leaf for leaf in explain(undecayed, params).leaves}
     assert [n for n, leaf in rows.items() if leaf.is_decayed] == ["wte"]
     assert rows["h.0.kernel"].why_not_decayed == "`weight_decay` is 0"
-    assert not list(doctor(plan, build_optimizer(plan), params))
+    for groups in ([{"pattern": "h.0", "optim": "sgd"}], [{"pattern": "h"} | DECAYED]):
+        judged = doctor(recipe(groups), build_optimizer(recipe(groups)), params)
+        assert not list(judged)
+        assert "groups with their own optimizer" in judged.closing_line
 
 
 def test_a_group_with_another_optimizer_has_none_of_the_recipe_s_arguments():
