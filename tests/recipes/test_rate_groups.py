@@ -247,6 +247,19 @@ def test_a_group_with_another_optimizer_has_none_of_the_recipe_s_arguments():
     assert nodes["wte"].inner_state.mu["wte"].shape == (6, 4)
 
 
+def test_arguments_of_muon_are_parsed_by_their_types():
+    args = "matrices=h.1|wte,ns_steps=4,nesterov=False,momentum=0.9"
+    plan = recipe([], optim="muon", optim_args=args)
+    expected = {"matrices": "h.1|wte", "ns_steps": 4, "nesterov": False}
+    assert dict(plan.optim_args) == {**expected, "momentum": 0.9}
+    state = build_optimizer(plan).init(draw(np.random.default_rng(0)))
+    assert [m.shape for m in jax.tree.leaves(state[1].momentum)] == [(4, 4), (6, 4)]
+    with pytest.raises(TypeError, match="must have a string for `matrices`, got 3"):
+        recipe([], optim="muon", optim_args={"matrices": 3})
+    with pytest.raises(TypeError, match="a whole number for `ns_steps`, got 4.5"):
+        recipe([], optim="muon", optim_args={"ns_steps": 4.5})
+
+
 @pytest.mark.parametrize("pattern", ["wte", "bias"])
 def test_a_group_of_muon_without_a_matrix_is_refused(pattern):
     plan = recipe([{"pattern": pattern, "optim": "muon"}])
