@@ -213,8 +213,15 @@ def by_trainer(
     """Runs a task by the real Trainer."""
     import transformers
 
+    class ExactSeq2SeqTrainer(transformers.Seq2SeqTrainer):
+        # Seq2SeqTrainer gathers with `accelerator.gather`, so that the loss of a short
+        # last batch has the weight of a full one. Trainer counts its rows.
+        def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+            self.gather_function = self.accelerator.gather_for_metrics
+            return super().evaluation_loop(*args, **kwargs)
+
     is_seq2seq = task.auto_class == "AutoModelForSeq2SeqLM"
-    kind = transformers.Seq2SeqTrainer if is_seq2seq else transformers.Trainer
+    kind = ExactSeq2SeqTrainer if is_seq2seq else transformers.Trainer
     arguments_of = (
         transformers.Seq2SeqTrainingArguments
         if is_seq2seq

@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -384,13 +384,20 @@ def _shapes_of_steps() -> Iterator[list[tuple[int, int]]]:
     from jaxopt_tf.jobs import _example_data
 
     seen: list[tuple[int, int]] = []
-    update = _example_data.DeviceBatches._update
+    updates = _example_data.DeviceBatches.updates
 
-    def noting(self: Any, micro: list[Any]) -> Any:
-        seen.extend(one["input_ids"].shape for one in micro)
-        return update(self, micro)
+    class Noted(NamedTuple):
+        batches: Any
 
-    with mock.patch.object(_example_data.DeviceBatches, "_update", noting):
+        def iter_from(self, start: int) -> Iterator[Any]:
+            for micro in self.batches.iter_from(start):
+                seen.extend(one["input_ids"].shape for one in micro)
+                yield micro
+
+    def noting(self: Any, batches: Any, start: int) -> Iterator[Any]:
+        return updates(self, Noted(batches), start)
+
+    with mock.patch.object(_example_data.DeviceBatches, "updates", noting):
         yield seen
 
 
