@@ -17,8 +17,8 @@ from ._tasks import Task
 
 # `max_target_length` of Transformers' `run_summarization.py`.
 _TARGET_LENGTH = 128
-# Programs are also compiled for short last batches, so that six are compiled in all.
-_NUM_LENGTHS = 5
+# Maximum number of programs of the training step.
+_NUM_PROGRAMS = 6
 
 Example = dict[str, Any]
 Collate = Callable[[list[Example]], dict[str, np.ndarray]]
@@ -49,11 +49,14 @@ class TaskExamples:
     notes: tuple[str, ...]
     fingerprint: Callable[[str], str]
 
-    def collator(self, batch_size: int) -> Collate:
-        """Returns the collator of batches of `batch_size` rows and of a shorter one."""
+    def collator(self, least: int) -> Collate:
+        """Returns the collator of batches of `least` rows or more, and of shorter ones.
+
+        Shorter ones are padded to the longest length.
+        """
 
         def collate(examples: list[Example]) -> dict[str, np.ndarray]:
-            is_short = len(examples) < batch_size
+            is_short = len(examples) < least
             return (self.collate_longest if is_short else self.collate)(examples)
 
         return collate
@@ -70,6 +73,7 @@ def encode_rows(
     *,
     config: Mapping[str, Any],
     num_positions: int | None,
+    has_short_program: bool = True,
 ) -> TaskExamples:
     """Encodes the rows of a run.
 
@@ -78,6 +82,8 @@ def encode_rows(
         job: settings of the run.
         config: configuration of the model.
         num_positions: number of positions of the model; None if it has no limit.
+        has_short_program: whether the last update of an epoch has a program of its own,
+            so that there can be one length less.
 
     Raises:
         ValueError: if a row has no text, a label is unknown, or the tokenizer is
@@ -95,7 +101,9 @@ def encode_rows(
     _check_vocabulary(encoder, config)
     parts = {name: _encoded(rows, name, job, encoder) for name in rows.parts}
     collator = functools.partial(_collator, rows.task, job, encoder, config)
-    lengths = _choose_lengths(parts, rows.task, encoder)
+    lengths = _choose_lengths(
+        parts, rows.task, encoder, at_most=_NUM_PROGRAMS - has_short_program
+    )
     texts = [f"padded to {_in_words(lengths)}"]
     if encoder.num_cut:
         limits = "`max_length`"
@@ -206,20 +214,24 @@ def _collator(
 
 
 def _choose_lengths(
-    parts: Mapping[str, list[Example]], task: Task, encoder: data.Encoder
+    parts: Mapping[str, list[Example]],
+    task: Task,
+    encoder: data.Encoder,
+    *,
+    at_most: int,
 ) -> Sequence[Any]:
     examples = [example for part in parts.values() for example in part]
     found = _row_lengths(examples, is_pair=task.name == "seq2seq")
     if task.name == "seq2seq":
         pairs = data.choose_length_pairs(
             found,
-            at_most=_NUM_LENGTHS,
+            at_most=at_most,
             limit=(encoder.max_length, encoder.max_target_length),
         )
         # A batch may have the longest input and the longest target in different rows.
         longest = tuple(map(max, zip(*pairs, strict=True)))
         return sorted({*pairs, longest})
-    return data.choose_lengths(found, at_most=_NUM_LENGTHS, limit=encoder.max_length)
+    return data.choose_lengths(found, at_most=at_most, limit=encoder.max_length)
 
 
 def _row_lengths(examples: Sequence[Example], *, is_pair: bool) -> list[Any]:
@@ -253,8 +265,9 @@ class TaskBatches:
     """Updates to train on, whose micro-batches all have the shape of one length.
 
     The order of the rows is that of `data.ExampleBatches`. All rows of an update are
-    collated at once. An update with fewer rows, the last one of an epoch, is padded to
-    the longest length, so that it has one shape.
+    collated at once. In the last update of an epoch, a short micro-batch is filled with
+    rows without labels, if a loss can ignore them. An update with fewer micro-batches
+    is padded to the longest length, so that it has one shape.
     """
 
     def __init__(
@@ -265,6 +278,7 @@ class TaskBatches:
         *,
         batch_size: int,
         seed: int,
+        is_filled: bool,
     ):
         """Stores the arguments.
 
@@ -274,9 +288,11 @@ class TaskBatches:
             collate: collator of all rows of an update.
             batch_size: number of rows in a micro-batch.
             seed: seed of the random numbers that `collate` draws.
+            is_filled: whether short micro-batches are filled.
         """
         self._rows, self._examples, self._collate = rows, examples, collate
         self._batch_size, self._seed = batch_size, seed
+        self._is_filled = is_filled
         self.num_examples = rows.num_examples
         self.steps_per_epoch = rows.steps_per_epoch
 
@@ -293,6 +309,8 @@ class TaskBatches:
         with data.seeded_generators(self._seed, n):
             arrays = self._collate([self._examples[i] for part in micro for i in part])
         size = self._batch_size
+        if self._is_filled:
+            arrays = data.fill_rows(arrays, len(micro) * size)
         return [
             {name: x[i * size : (i + 1) * size] for name, x in arrays.items()}
             for i in range(len(micro))

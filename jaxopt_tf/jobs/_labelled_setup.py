@@ -88,19 +88,31 @@ def prepare(settings: Mapping[str, Any]) -> LabelledRun:
             f"{recipe.label_smoothing_factor!r}. Leave it out."
         )
     model, new_params = load_model(job, recipe.seed, rows.classes, rows.problem_type)
+    batch_size = num_examples_of_start(
+        job.output_dir, job.mesh, recipe.per_device_train_batch_size
+    )
+    num_micro = recipe.gradient_accumulation_steps
+    has_short_program = _has_short_program(rows, job, batch_size, num_micro)
     examples = encode_rows(
         rows,
         job,
         config=model.transformers_config,
         num_positions=num_positions(model.module),
+        has_short_program=has_short_program,
     )
-    batch_size = num_examples_of_start(
-        job.output_dir, job.mesh, recipe.per_device_train_batch_size
-    )
-    num_rows = batch_size * recipe.gradient_accumulation_steps
+    least = batch_size * num_micro
+    if rows.has_filled_batches:
+        least -= batch_size - 1  # the last micro-batch has at least one row
     make_source = functools.partial(part_source, model, job, examples)
-    source = make_source("train_file", num_rows)
-    batches = _batches(recipe, job, examples, source, batch_size)
+    source = make_source("train_file", least)
+    batches = _batches(
+        recipe,
+        job,
+        examples,
+        source,
+        batch_size,
+        is_filled=rows.has_filled_batches,
+    )
     recipe, job = records(_in_steps(settings, rows, batches.steps_per_epoch))
     eval_batch_size, held_out = _eval_batch_size(job, batch_size), None
     if "validation_file" in rows.parts:
@@ -124,7 +136,7 @@ def prepare(settings: Mapping[str, Any]) -> LabelledRun:
         held_out=held_out,
         batches=batches,
         eval_batch_size=eval_batch_size,
-        notes=tuple(_notes(rows, examples, new_params, batches, num_rows)),
+        notes=tuple(_notes(rows, examples, new_params, has_short_program)),
     )
 
 
@@ -183,11 +195,14 @@ def part_source(
     job: LabelledJob,
     examples: TaskExamples,
     part: str,
-    batch_size: int,
+    least: int,
 ) -> ExampleSource:
-    """Returns the examples of a part, such as "test_file", with their collator."""
+    """Returns the examples of a part, such as "test_file", with their collator.
+
+    Batches of fewer than `least` rows are padded to the longest length.
+    """
     forward_takes = set(_columns(model))
-    collate = examples.collator(batch_size)
+    collate = examples.collator(least)
 
     def collate_used(chosen: list[Any]) -> dict[str, Any]:
         # Collators add an attention mask, which not every model takes.
@@ -210,6 +225,8 @@ def _batches(
     examples: TaskExamples,
     source: ExampleSource,
     batch_size: int,
+    *,
+    is_filled: bool,
 ) -> TaskBatches:
     """Returns the updates to train on."""
     seed = recipe.seed if job.data_seed is None else job.data_seed
@@ -235,8 +252,23 @@ def _batches(
         order=order,
     )
     return TaskBatches(
-        rows, source.examples, source.collate, batch_size=batch_size, seed=seed
+        rows,
+        source.examples,
+        source.collate,
+        batch_size=batch_size,
+        seed=seed,
+        is_filled=is_filled,
     )
+
+
+def _has_short_program(
+    rows: TaskRows, job: LabelledJob, batch_size: int, num_micro: int
+) -> bool:
+    """Returns whether the last update of an epoch has a shape of its own."""
+    num_batches, rest = divmod(rows.parts["train_file"].num_rows, batch_size)
+    has_short_batch = rest > 0 and not job.dataloader_drop_last
+    has_fewer_batches = (num_batches + has_short_batch) % num_micro > 0
+    return has_fewer_batches or (has_short_batch and not rows.has_filled_batches)
 
 
 def _in_steps(
@@ -281,8 +313,7 @@ def _notes(
     rows: TaskRows,
     examples: TaskExamples,
     new_params: Sequence[str],
-    batches: TaskBatches,
-    num_rows: int,
+    has_short_program: bool,
 ) -> Iterator[str]:
     """Yields sentences for the header of the run."""
     columns = rows.columns["train_file"]
@@ -293,9 +324,7 @@ def _notes(
         sentence += f"; classes {', '.join(shown)}"
     yield sentence
     yield from examples.notes
-    number = max(1, len(examples.lengths))
-    has_rest = batches.num_examples % num_rows > 0
-    programs = number + has_rest if batches.num_examples >= num_rows else 1
+    programs = max(1, len(examples.lengths)) + has_short_program
     yield f"at most {pluralize(programs, 'program')} of the training step"
     if new_params:
         yield f"parameters drawn from the seed: {', '.join(new_params)}"

@@ -33,6 +33,15 @@ class TaskRows:
         """Field `problem_type` of the configuration; None to leave it unchanged."""
         return "regression" if self.is_regression else self.task.problem_type
 
+    @property
+    def has_filled_batches(self) -> bool:
+        """True if short micro-batches are filled with rows without labels.
+
+        The loss ignores such rows if labels are classes. Batches of images are not
+        filled, because the rows take part in a batch normalization.
+        """
+        return not self.is_regression and self.task.name != "image-classification"
+
 
 def read_task_rows(job: LabelledJob) -> TaskRows:
     """Reads the files of a run, and finds the columns and the classes.
