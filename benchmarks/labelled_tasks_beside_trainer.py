@@ -384,7 +384,7 @@ def _shapes_of_steps() -> Iterator[list[tuple[int, int]]]:
     from jaxopt_tf.jobs import _example_data
 
     seen: list[tuple[int, int]] = []
-    updates = _example_data.DeviceBatches.updates
+    step_batches = _example_data.DeviceBatches.step_batches
 
     class Noted(NamedTuple):
         batches: Any
@@ -395,9 +395,9 @@ def _shapes_of_steps() -> Iterator[list[tuple[int, int]]]:
                 yield micro
 
     def noting(self: Any, batches: Any, start: int) -> Iterator[Any]:
-        return updates(self, Noted(batches), start)
+        return step_batches(self, Noted(batches), start)
 
-    with mock.patch.object(_example_data.DeviceBatches, "updates", noting):
+    with mock.patch.object(_example_data.DeviceBatches, "step_batches", noting):
         yield seen
 
 
