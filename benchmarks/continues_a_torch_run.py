@@ -4,9 +4,9 @@
     python -m benchmarks.continues_a_torch_run --smoke    # one case, short
 
 Trainer trains a small GPT-2 on text and saves halfway. `jaxopt_tf` continues from there
-with the same batches, and Trainer continues a run of `jaxopt_tf`. Each is compared with
-Trainer's own uninterrupted run. "torch itself" is Trainer with another attention kernel
-in one half: the noise that no implementation can be below.
+with the same batches, and Trainer continues a run of `jaxopt_tf`. Both are compared
+with a run by Trainer alone. "torch itself" is Trainer with another attention kernel in
+one half of the steps, which is the noise that no implementation can be below.
 """
 
 import itertools
@@ -43,7 +43,7 @@ def _case(plan: runs.Plan, work: Path) -> Iterator[Row]:
     eager = runs.by_trainer(
         plan, work / "eager", resume_from=checkpoint, attention="eager"
     )
-    title = f"{plan}: Trainer to step {half}, then here"
+    title = f"{plan}: Trainer to step {half}, then jaxopt_tf"
     beside = ""
     if plan.optim == "adamw_torch":
         # From the start, because a resumed run reads its kernel from the checkpoint.
@@ -63,11 +63,11 @@ def _case(plan: runs.Plan, work: Path) -> Iterator[Row]:
     eager = runs.by_trainer(
         plan, work / "first", resume_from=work / "first" / f"checkpoint-{half}"
     )
-    title = f"{plan}: here to step {half}, then Trainer"
+    title = f"{plan}: jaxopt_tf to step {half}, then Trainer"
     yield from _rows(title, half, whole, theirs, eager)
     ours, _ = runs.Ours.at(plan, work, work / "begin").until(plan, plan.max_steps)
     yield Row(
-        claim=f"{title}: loss of each step after it, against ours that goes on",
+        claim=f"{title}: largest loss difference to a run by jaxopt_tf alone",
         value=runs.loss_difference(_after(theirs, half), ours),
         unit="relative",
         limit=1e-4,
@@ -83,7 +83,7 @@ def _rows(
     beside: str = "",
 ) -> Iterator[Row]:
     yield Row(
-        claim=f"{title}: loss of each step after it, against Trainer's own",
+        claim=f"{title}: largest loss difference to a run by Trainer alone",
         value=runs.loss_difference(_after(ours, half), whole),
         unit="relative",
         limit=1e-4,
@@ -91,8 +91,8 @@ def _rows(
     )
     far, noise = runs.distance(ours, whole), runs.distance(eager, whole)
     yield Row(
-        claim=f"{title}: distance of the last parameters ({far:.2g}) in that of torch "
-        f"itself ({noise:.2g}{beside})",
+        claim=f"{title}: distance of the last parameters ({far:.2g}) divided by that "
+        f"of torch itself ({noise:.2g}{beside})",
         value=far / noise,
         unit="times",
         limit=3.0,

@@ -20,8 +20,8 @@ import numpy as np
 class ArgumentError(ValueError):
     """Error for an argument, with separate sentences for the problem and the remedy.
 
-    A caller that read the value from a file, for example, replaces `remedy` with one
-    that its own user can follow.
+    For example, a caller that read the value from a file replaces `remedy` by what the
+    user of the file can do.
 
     Attributes:
         argument: name of the argument.
@@ -55,7 +55,7 @@ def _number(name: str, value: Any) -> float | None:
         )
     if not is_concrete(value):
         return None
-    # JAX arrays are not registered as `numbers.Real`, so their dtype is examined.
+    # JAX arrays are not registered as `numbers.Real`. Their dtype decides.
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
     dtype = np.asarray(value).dtype if is_array else None
     is_real = isinstance(value, Real) or (is_array and np.isrealobj(np.asarray(value)))
@@ -68,13 +68,13 @@ def _check(
     name: str, value: Any, condition: Callable[[float], bool], requirement: str
 ) -> None:
     number = _number(name, value)
-    # Every `condition` is a comparison that is False for NaN, so NaN is refused.
+    # Every `condition` is False for NaN, so NaN is refused.
     if number is not None and not condition(number):
         raise ValueError(f"`{name}` must be {requirement}, got {value!r}.")
 
 
 def positive(name: str, value: Any, *, allow_inf: bool = False) -> None:
-    """Raises unless `value` is greater than 0, and finite unless `allow_inf`."""
+    """Raises if `value` is not greater than 0, or is infinite without `allow_inf`."""
     if allow_inf:
         _check(name, value, lambda x: x > 0, "greater than 0")
     else:
@@ -176,7 +176,10 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def suggest(value: Any, choices: Iterable[str], shown: str = "{!r}") -> str:
-    """Returns " Did you mean ...?" with the most similar choice, or "" if none is."""
+    """Returns " Did you mean ...?" with the most similar choice; "" if none is similar.
+
+    `shown` is the format of the choice.
+    """
     closest = difflib.get_close_matches(str(value), list(choices), n=1)
     return f" Did you mean {shown.format(closest[0])}?" if closest else ""
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path, whose file replaces `path` when the body ends.
+    """Yields the path of a temporary file, which replaces `path` at the end of `with`.
 
-    A reader finds either the old file or the complete new one, even if the process is
-    killed. If the body raises an error, the old file is kept.
+    Other processes find either the old file or the complete new one, even if this
+    process is killed. If the `with` block raises an error, the old file is kept.
     """
     # The name is fixed and not random, so that the next run overwrites the temporary
-    # file of a killed one. It is in the same folder, because `replace` is atomic only
-    # within one file system.
+    # file of a killed run. The file is in the folder of `path`, because `replace` is
+    # atomic only within one file system.
     temporary = path.with_name(f".{path.name}.new")
     try:
         yield temporary
@@ -24,13 +24,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
+        # After an error the temporary file still exists.
         temporary.unlink(missing_ok=True)
 
 
 def check_parent_folder(path: Path) -> None:
     """Raises unless the folder of `path` exists and is writable.
 
-    The check runs at the start, so that a run does not fail when it writes its results.
+    Called at the start of a run, which would otherwise fail only when it writes its
+    results.
     """
     if not path.parent.is_dir():
         raise ValueError(

@@ -4,9 +4,10 @@ Torch computes its scalars, such as bias corrections and learning rates, in doub
 precision. Many devices have no double precision, and JAX disables it by default. A pair
 of float32 has enough digits for these scalars, at no measurable cost.
 
-Compilers may fuse a product and a sum into one rounding. The products that the error
-terms depend on are therefore exact (12 bits by 12 bits), so that fusing them changes
-nothing.
+Compilers may fuse a product and a sum into one rounding. The error term of a float32
+product is therefore computed from products of 12 by 12 bits, which are exact: fusing an
+exact product changes nothing. The products of a `high` and a `low` part are not exact,
+but fusing them changes a result by no more than the errors that the functions state.
 
 Source: T. J. Dekker, "A floating-point technique for extending the available
 precision", 1971; D. E. Knuth, The Art of Computer Programming 2, 4.2.2.
@@ -25,7 +26,7 @@ class DoubleFloat(NamedTuple):
     high: jax.Array  # any shape, float32: the number rounded to float32
     low: jax.Array  # same shape as `high`, float32: its rounding error
 
-    # A NamedTuple inherits operators that concatenate and repeat tuples.
+    # The inherited `+` and `*` would concatenate and repeat tuples.
     def __add__(self, other: "DoubleFloat") -> "DoubleFloat":  # type: ignore[override]  # a tuple concatenates
         """Returns `add(self, other)`."""
         return add(self, other)
@@ -47,10 +48,11 @@ def from_float(value: float | np.ndarray) -> DoubleFloat:
     """Converts host doubles to pairs, rounded to the nearest sum of two float32."""
     value = np.asarray(value, np.float64)
     high = value.astype(np.float32)
-    # `np.where` evaluates both branches: the inner one avoids inf - inf, which warns.
+    # `np.where` evaluates both branches. The inner `np.where` replaces inf by 0,
+    # because inf - inf would warn.
     low = np.where(np.isfinite(high), value - np.where(np.isfinite(high), high, 0), 0)
-    # XLA folds constants as if sums were associative: (x + 1) - 1 becomes x, and the
-    # rounding errors that `low` is made of become 0. The barrier hides the constants.
+    # XLA folds constants as if sums were associative: it replaces (x + 1) - 1 by x, so
+    # that the rounding errors in `low` become 0. The barrier hides the constants.
     pair = jnp.asarray(high), jnp.asarray(low.astype(np.float32))
     return DoubleFloat(*jax.lax.optimization_barrier(pair))
 
@@ -83,13 +85,13 @@ def negate(a: DoubleFloat) -> DoubleFloat:
 
 
 def add(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
-    """Returns a + b with an error of about 2^-46 of the larger one.
+    """Returns a + b with an error of about 2^-46 times the larger operand.
 
     The sum is exact if a pair can represent it.
     """
-    # The sums of the `high` parts and of the `low` parts both have rounding errors,
-    # which are added, and the pair is normalized after each contribution, so that `low`
-    # stays below half a unit in the last place of `high`.
+    # `low` and `rest` are the rounding errors of the two sums. First `low + carry` is
+    # added to `high`, then `rest`. The pair is normalized after each addition, so that
+    # `low` stays below half a unit in the last place of `high`.
     high, low = _two_sum(a.high, b.high)
     carry, rest = _two_sum(a.low, b.low)
     high, low = _quick_two_sum(high, low + carry)
@@ -121,7 +123,7 @@ def divide(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
 
 
 def sqrt(a: DoubleFloat) -> DoubleFloat:
-    """Returns the root of a number greater than 0 with a relative error of 2^-45."""
+    """Returns the square root of a number above 0, with a relative error of 2^-45."""
     # One Newton step from the float32 root, with the remainder computed as a pair.
     first = jnp.sqrt(a.high)
     rest = subtract(a, _product(from_float32(first), from_float32(first)))
@@ -132,8 +134,8 @@ def power(base: float | jax.Array, exponent: jax.Array) -> DoubleFloat:
     """Returns base ** exponent for a base from 0 to 1, computed by products only.
 
     Exponentials and logarithms differ between devices by several units in the last
-    place, but products do not. The function multiplies the powers base^(2^k) whose bit
-    k is set in the exponent, pairwise, in five products of vectors.
+    place, but products do not. The result is the product of the powers base^(2^k) for
+    the bits k that are set in the exponent.
 
     Args:
         base: a Python float; or a float32 array of shape (), for example a
@@ -143,10 +145,11 @@ def power(base: float | jax.Array, exponent: jax.Array) -> DoubleFloat:
     Returns:
         A pair of shape (); its relative error is below (exponent + 64) * 2^-46.
     """
-    # Factors of unset bits are 1. The vector is halved five times: 32, 16, ..., 1.
-    bit = (exponent >> jnp.arange(32, dtype=jnp.int32)) & 1
+    # The factor of a bit that is not set is 1. The 32 factors are multiplied pairwise
+    # five times, which leaves 16, 8, 4, 2 and 1 products.
+    bits = (exponent >> jnp.arange(32, dtype=jnp.int32)) & 1
     one = from_float32(jnp.ones(32, jnp.float32))
-    factors = select(bit == 1, _squares(base), one)
+    factors = select(bits == 1, _repeated_squares(base), one)
     while (half := factors.high.shape[0] // 2) > 0:
         first = DoubleFloat(factors.high[:half], factors.low[:half])
         second = DoubleFloat(factors.high[half:], factors.low[half:])
@@ -164,7 +167,7 @@ def to_float32(a: DoubleFloat) -> jax.Array:
     return a.high + a.low
 
 
-def _squares(base: float | jax.Array) -> DoubleFloat:
+def _repeated_squares(base: float | jax.Array) -> DoubleFloat:
     """Returns base, base^2, base^4, ..., base^(2^31); (32,)."""
     # Powers of a double are computed by NumPy on the host. Powers of an array, which
     # may be traced, are computed on the device by repeated squaring.
@@ -179,13 +182,14 @@ def _squares(base: float | jax.Array) -> DoubleFloat:
 
 def _product(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
     """Returns a * b for finite numbers."""
-    # The product of both `low` parts is left out: it is below 2^-48 of the result.
+    # The product of the two `low` parts is left out, because it is below 2^-48 of the
+    # result.
     high, low = _two_product(a.high, b.high)
     return _quick_two_sum(high, low + (a.high * b.low + a.low * b.high))
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> DoubleFloat:
-    """Returns a + b exactly, for any order of magnitudes (Knuth)."""
+    """Returns a + b exactly, whichever of |a| and |b| is larger (Knuth)."""
     total = a + b
     b_part = total - a
     return DoubleFloat(total, (a - (total - b_part)) + (b - b_part))
@@ -199,8 +203,8 @@ def _quick_two_sum(a: jax.Array, b: jax.Array) -> DoubleFloat:
 
 def _two_product(a: jax.Array, b: jax.Array) -> DoubleFloat:
     """Returns a * b as the sum of four exact products."""
-    # The usual error term `a * b - rounded` is not used. Its value depends on whether
-    # the compiler fuses the product with the difference.
+    # The usual error term `a * b - rounded` is not used, because its value depends on
+    # whether the compiler fuses the product with the difference.
     a_high, b_high = _upper_half(a), _upper_half(b)
     a_low, b_low = a - a_high, b - b_high
     cross = _two_sum(a_high * b_low, a_low * b_high)
@@ -210,9 +214,9 @@ def _two_product(a: jax.Array, b: jax.Array) -> DoubleFloat:
 
 def _upper_half(a: jax.Array) -> jax.Array:
     """Returns `a` with the lower 12 bits of its significand set to 0."""
-    # A float32 stores 23 bits and an implicit leading one. The mask keeps sign,
-    # exponent and 11 stored bits: 12 significant bits remain, and 12 are left for `a -
-    # result`.
+    # A float32 stores 23 bits of its significand; the leading bit is implicit. The mask
+    # keeps the sign, the exponent and the upper 11 stored bits. The result therefore
+    # has 12 significant bits, and `a - result` has the other 12.
     bits = jax.lax.bitcast_convert_type(a, jnp.uint32) & jnp.uint32(0xFFFFF000)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
@@ -220,8 +224,8 @@ def _upper_half(a: jax.Array) -> jax.Array:
 def _pair_where_finite(pair: DoubleFloat, plain: jax.Array) -> DoubleFloat:
     """Returns `pair` where `plain` is finite, and `plain` elsewhere.
 
-    `plain` is the result in float32. The error terms of an infinite result are inf -
-    inf, and `high` would become NaN.
+    `plain` is the result computed in float32. The error terms of an infinite result are
+    inf - inf, which would turn `high` into NaN.
     """
     is_finite = jnp.isfinite(plain)
     return DoubleFloat(

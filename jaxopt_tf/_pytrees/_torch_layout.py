@@ -28,14 +28,14 @@ class TorchLayout:
 
     Each torch axis is a group of the leaf's axes, merged in the given order. A query
     kernel `[d, heads, k]`, in torch `[heads * k, d]`, has `axes=((1, 2), (0,))`. An
-    empty group is an axis of size 1 that exists only in torch. Stacked axes contain one
-    torch parameter per index. `axes` numbers the remaining axes from 0, as if the
-    stacked ones were absent. A scan over layers stacks along axis 0. `TorchLayout()`
-    describes a leaf that torch stores in the same way.
+    empty group is an axis of size 1 that exists only in torch. A stacked axis, such as
+    axis 0 of a scan over layers, has one torch parameter per index. `axes` numbers the
+    remaining axes from 0, as if the stacked axes were absent. `TorchLayout()` describes
+    a leaf that has the same axes in torch.
 
     Attributes:
-        axes: for every torch axis, the leaf's axes that are merged into it; None if
-            torch stores the leaf in the same way.
+        axes: for every torch axis, the leaf's axes that are merged into it; None if the
+            leaf has the same axes in torch.
         stacked_axes: axes of the leaf along which parameters are stacked.
 
     Raises:
@@ -49,14 +49,14 @@ class TorchLayout:
     def __post_init__(self):
         """Checks that every axis occurs once."""
         if self.axes is not None:
-            groups = _tuple("axes", self.axes)
-            flat = [axis for group in groups for axis in _axes("axes", group)]
+            groups = _checked_tuple("axes", self.axes)
+            flat = [axis for group in groups for axis in _checked_axes("axes", group)]
             if sorted(flat) != list(range(len(flat))):
                 raise ValueError(
                     "`axes` must contain each axis of the leaf once, counted from 0 "
                     f"without the stacked axes, got {self.axes!r}."
                 )
-        stacked = _axes("stacked_axes", self.stacked_axes)
+        stacked = _checked_axes("stacked_axes", self.stacked_axes)
         if len(set(stacked)) != len(stacked) or min(stacked, default=0) < 0:
             raise ValueError(
                 "`stacked_axes` must be different axes counted from 0, got "
@@ -96,7 +96,7 @@ class TorchLayout:
         return dataclasses.replace(self, stacked_axes=axes or (0,))
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Returns whether a leaf of this shape has the number of axes of the layout."""
+        """Returns whether a shape has as many axes as the layout requires."""
         num_axes = len(shape) - len(self.stacked_axes)
         if max(self.stacked_axes, default=-1) >= len(shape) or num_axes < 0:
             return False
@@ -132,24 +132,25 @@ class TorchLayout:
         """Returns a leaf with size 1 along the axes that torch reduced.
 
         Args:
-            array: array in torch's shape, reduced over axis -1 or -2.
-            torch_axis: the reduced axis, -1 or -2.
+            array: array in torch's shape without the axis over which it was reduced.
+            torch_axis: that axis, -1 or -2 of torch's shape.
             shape: the shape of the leaf before the reduction.
         """
-        # The result has size 1 along every axis that was merged into the reduced one.
-        # It broadcasts against the leaf, so a sharded leaf needs no reshape, which
-        # would gather it.
+        # The result has size 1 along every axis that was merged into the reduced axis,
+        # and broadcasts against the leaf. The leaf is not reshaped, because reshaping
+        # would gather a sharded leaf.
         group = self.groups(len(shape))[torch_axis]
         ones = [1 if axis in group else size for axis, size in enumerate(shape)]
         return self.from_torch(jnp.expand_dims(array, torch_axis), tuple(ones))
 
     def param_axes(self, num_axes: int) -> tuple[int, ...]:
-        """Returns the leaf's axes that belong to one parameter, not stacked ones."""
+        """Returns the leaf's axes except the stacked ones."""
         return tuple(axis for axis in range(num_axes) if axis not in self.stacked_axes)
 
     def groups(self, num_axes: int) -> list[tuple[int, ...]]:
         """Returns for every torch axis the axes of the leaf that are merged into it."""
-        # The result uses the leaf's own axis numbers; `axes` skips the stacked ones.
+        # `self.axes` numbers the axes without the stacked ones; the result uses the
+        # leaf's own numbers.
         axes = self.param_axes(num_axes)
         if self.axes is None:
             return [(axis,) for axis in axes]
@@ -166,9 +167,10 @@ def resolve_layouts(
 ) -> PyTree:
     """Returns a layout for every leaf, as a tree of the structure of `params`.
 
-    A pattern is a regular expression for the whole name of a leaf. Without a pattern, a
-    rank-4 leaf named `kernel` is the HWIO kernel of a Flax convolution, and torch
-    stores every other leaf in the same way.
+    A pattern is a regular expression that matches the whole name of a leaf. A rank-4
+    leaf named `kernel` that no pattern matches is assumed to be the HWIO kernel of a
+    Flax convolution. Every other leaf that no pattern matches is assumed to have the
+    same layout in torch as here (`TorchLayout()`).
 
     Raises:
         TypeError: if `layouts` is not a mapping from strings to `TorchLayout`.
@@ -178,7 +180,7 @@ def resolve_layouts(
     """
     patterns = {} if layouts is None else layouts
     values = match_rules("layouts", patterns, TorchLayout, "TorchLayout", params)
-    declared = iter(values)
+    declared = iter(values)  # `map_leaves` visits the leaves in the same order
 
     def layout_of(name: str, leaf: Any) -> tuple[TorchLayout]:
         layout = next(declared) or _default_layout(name, leaf)
@@ -213,14 +215,14 @@ def _describe_axes(layout: TorchLayout) -> str:
     return f"{num_axes} axes" + (f" and {stacked}" if layout.stacked_axes else "")
 
 
-def _axes(name: str, axes: Any) -> tuple[int, ...]:
-    for axis in _tuple(name, axes):
+def _checked_axes(name: str, axes: Any) -> tuple[int, ...]:
+    for axis in _checked_tuple(name, axes):
         if isinstance(axis, bool) or not isinstance(axis, int):
             raise TypeError(f"`{name}` must hold whole numbers, got {axis!r}.")
     return axes
 
 
-def _tuple(name: str, value: Any) -> tuple:
+def _checked_tuple(name: str, value: Any) -> tuple:
     if not isinstance(value, tuple):
         expected = "a tuple of tuples" if name == "axes" else "a tuple"
         raise TypeError(f"`{name}` must be {expected}, got {value!r}.")

@@ -3,9 +3,9 @@
 Leaves are stored as a flat dict by name, so that a checkpoint does not depend on the
 classes of the tree.
 
-Orbax's `CheckpointManager` is not used: it stores arrays in a subfolder, which existing
-checkpoints do not have, writes a second set of checksums, cannot replace a step, and
-would require custom policies for names and retention.
+Orbax's `CheckpointManager` is not used. It stores arrays in a subfolder that existing
+checkpoints do not have. It also writes a second set of checksums, cannot replace a
+step, and would require custom policies for names and retention.
 """
 
 import contextlib
@@ -47,7 +47,8 @@ class Writer:
 
         Args:
             finish: function that receives the complete temporary folder and its final
-                path; called by process 0 only, in a background thread.
+                path, and renames the folder; called by process 0 only, in a background
+                thread.
         """
 
         class Temporary(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -55,7 +56,8 @@ class Writer:
 
             async def finalize(self) -> None:
                 # Orbax would add the file `commit_success.txt` and rename the folder.
-                # `finish` first adds checksums, which must be written after all files.
+                # `finish` adds checksums before it renames the folder. They must be
+                # written after all other files.
                 finish(Path(self.get()), Path(self.get_final()))
 
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -65,8 +67,8 @@ class Writer:
             async_options=ocp.options.AsyncOptions(
                 create_directories_asynchronously=False
             ),
-            # `skip_sync_file_validations`: they would reject an existing final path,
-            # which `finish` replaces.
+            # The validations would reject an existing final path, which `finish`
+            # replaces.
             file_options=ocp.options.FileOptions(skip_sync_file_validations=True),
             checkpoint_metadata_store=_no_metadata_store(),
             temporary_path_class=Temporary,
@@ -81,11 +83,12 @@ class Writer:
         leaves = leaves_by_name("arrays", arrays)
         record = Record(metadata, describe(leaves))
         # Orbax does not accept empty arrays. Their shapes and dtypes are in the record.
-        data = {name: _data(leaf) for name, leaf in leaves.items() if leaf.size}
+        data = {name: _storable(leaf) for name, leaf in leaves.items() if leaf.size}
         if not data:
             raise ValueError("`arrays` must contain at least one array, got none.")
-        # The file size is left at orbax's default of 2 GB: orbax writes each file in a
-        # thread, and more threads would slow down the next training step.
+        # The maximum file size is left at orbax's default of 2 GB. Orbax writes each
+        # file in its own thread, and the threads of more and smaller files would slow
+        # down the next training step.
         content = record.to_json()
         args = ocp.args.PyTreeSave(self._copy_to_host(data), custom_metadata=content)
         self._checkpointer.save(path, args=args)
@@ -108,14 +111,14 @@ def make_host_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
     Returns:
         A function that maps arrays by name to arrays by name, with copies of the large
-        ones. Each call overwrites the copies of the call before.
+        ones. Each call overwrites the copies of the previous call.
     """
     memory: dict[str, jax.Array] = {}
 
-    # The result is written into the donated buffer of `_`. `keep_unused` is set because
+    # The result is written into the donated buffer of `_old`. Without `keep_unused`,
     # `jit` would drop the unused argument, and with it the donation.
     @functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
-    def refill(_: jax.Array, array: jax.Array) -> jax.Array:
+    def overwrite(_old: jax.Array, array: jax.Array) -> jax.Array:
         return jnp.copy(array)
 
     def copy(name: str, array: jax.Array) -> jax.Array:
@@ -124,10 +127,10 @@ def make_host_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
             getattr(old, field) == getattr(array, field)
             for field in ("shape", "dtype", "sharding")
         ):
-            return refill(old, array)
+            return overwrite(old, array)
         return jnp.copy(array)
 
-    def copied(data: dict[str, Any]) -> dict[str, Any]:
+    def with_copies(data: dict[str, Any]) -> dict[str, Any]:
         new = {
             name: copy(name, array)
             for name, array in data.items()
@@ -139,7 +142,7 @@ def make_host_copier() -> Callable[[dict[str, Any]], dict[str, Any]]:
         memory.update(new)
         return data | new
 
-    return copied
+    return with_copies
 
 
 def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree:
@@ -159,7 +162,8 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
     if is_partial:
         saved = {name: spec for name, spec in saved.items() if name in like_by_name}
     # Some leaves of `like` are computed from saved leaves of an older format. They are
-    # left out of the comparison, as are the saved ones that `like` does not contain.
+    # left out of the comparison. So are the saved leaves that they are computed from,
+    # except those that `like` also contains in the current format.
     converted = converted_leaves(saved, like_by_name)
     sources = {source for leaf in converted.values() for source in leaf.sources}
     unconverted_like = {
@@ -216,9 +220,9 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
 
 
 def _handler() -> Any:
-    # No compression: it reduces the size of float32 arrays by 7%, and its CPU time
-    # delays the next training step. No sharding file: arrays are restored with the
-    # shardings of `like`.
+    # Compression is disabled. It reduces the size of float32 arrays by only 7 %, and
+    # its CPU time delays the next training step. The sharding file is not needed,
+    # because arrays are restored with the shardings of `like`.
     types = ocp.type_handlers
     registry = types.create_type_handler_registry(
         (np.ndarray, types.NumpyHandler()),
@@ -236,21 +240,23 @@ def _no_metadata_store() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppresses orbax's log messages; errors are still raised."""
+    """Suppresses orbax's log messages, but not its exceptions."""
 
-    def is_of_others(record: logging.LogRecord) -> bool:
+    def is_not_from_orbax(record: logging.LogRecord) -> bool:
         return "orbax" not in Path(record.pathname).parts
 
-    # Orbax logs through absl's logger, which other libraries use too.
+    # Orbax uses absl's logger, as other libraries do. A filter keeps the records for
+    # which it returns True.
     logger = logging.getLogger("absl")
-    logger.addFilter(is_of_others)
+    logger.addFilter(is_not_from_orbax)
     try:
         yield
     finally:
-        logger.removeFilter(is_of_others)
+        logger.removeFilter(is_not_from_orbax)
 
 
-def _data(leaf: Any) -> Any:
+def _storable(leaf: Any) -> Any:
+    """Returns the array that orbax stores for a leaf."""
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf)
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
@@ -286,8 +292,8 @@ def _dtype(leaf: Any) -> Any:
 def _restored_leaf(data: Any, leaf: Any, implementation: str | None) -> Any:
     """Converts `data` to a leaf with the type and placement of `leaf`.
 
-    Type, sharding, commitment and weak type are part of the cache key of `jax.jit`: a
-    difference would recompile the training step.
+    Type, sharding, commitment and weak type are part of the cache key of `jax.jit`. If
+    one of them differed, the training step would be recompiled.
     """
     if is_python_number(leaf):
         return data.item()

@@ -1,7 +1,7 @@
 """Entry point of the command `jaxopt-tf`, and its table of subcommands.
 
-The module of a subcommand is imported when it is called, so that `jaxopt-tf --help`
-does not import JAX.
+The module of a subcommand is imported when the subcommand is called, so that
+`jaxopt-tf --help` does not import JAX.
 """
 
 import difflib
@@ -16,11 +16,14 @@ from typing import NamedTuple
 
 
 class _Command(NamedTuple):
-    """Subcommand: a function that receives its command line and returns the status."""
+    """Location and summary of the function that runs a subcommand.
 
-    # Module that contains the function; the function is named like the command.
-    module: str
-    flags_type: str  # name of the dataclass of its flags, in the same module
+    The function is named like the subcommand. It receives the command line after this
+    name, and returns the exit status.
+    """
+
+    module: str  # module that contains the function
+    flags_type: str  # name of the dataclass of the flags, in the same module
     summary: str  # one line for `jaxopt-tf --help`
 
 
@@ -51,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
         fit into memory or no learning rate can be suggested; 2 if an argument is
         invalid or the run cannot continue, with a message on stderr; 128 plus the
         number of the signal if a signal ended the run, such as 130 after Ctrl-C and 141
-        if the reader of the output has ended.
+        if the process that reads the output has ended.
     """
     args = list(sys.argv[1:] if args is None else args)
     try:
@@ -59,11 +62,13 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # raises BrokenPipeError here instead of at exit
         return status
     except BrokenPipeError:
-        # The reader has ended, as in `jaxopt-tf train --help | head`. Python flushes
-        # stdout again at exit, which would print a second error: stdout is redirected.
+        # The process that reads the output has ended, such as `head` in
+        # `jaxopt-tf train --help | head`. Python flushes stdout again at exit, which
+        # would print an error. Redirecting stdout avoids this error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:
+        # Some subcommands raise KeyboardInterrupt with a text on how to resume.
         hint = str(error) or f"To start again:\n  {shlex.join(['jaxopt-tf', *args])}"
         print(f"\njaxopt-tf: stopped by Ctrl-C. {hint}", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -89,7 +94,8 @@ def _run(args: Sequence[str]) -> int:
     module = importlib.import_module(f".{command.module}", __package__)
     try:
         return getattr(module, name.replace("-", "_"))(rest)
-    # `USER_ERRORS` contains OSError, its base class, but `main` handles this one.
+    # `main` handles BrokenPipeError. It is a subclass of OSError, which `USER_ERRORS`
+    # contains.
     except BrokenPipeError:
         raise
     except flags.USER_ERRORS as error:
@@ -99,7 +105,7 @@ def _run(args: Sequence[str]) -> int:
         text = flags.with_flag_names(str(error), kinds, replacements)
         print(f"jaxopt-tf: {text}", file=sys.stderr)
         return 2
-    except SystemExit as done:  # after `--help`
+    except SystemExit as done:  # raised after `--help`
         return int(done.code or 0)
 
 

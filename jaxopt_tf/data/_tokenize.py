@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 # Names of the end-of-document token in common families of tokenizers.
 _END_TOKENS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
-# Documents are cut into pieces at line ends, and the pieces are encoded in parallel.
+# Documents are cut into pieces at line ends, and `_BATCH_SIZE` pieces are encoded in
+# parallel.
 _CHARACTERS_IN_A_PIECE = 2**15
 _BATCH_SIZE = 16
-# Version of the algorithm: cached files of other versions are replaced.
+# Version of the algorithm. Cached files of other versions are replaced.
 _VERSION = 1
 
 
@@ -35,9 +36,10 @@ def tokenize_text(paths: Sequence[Path], tokenizer: Path, *, cache_dir: Path) ->
     of the text, of the tokenizer and of `tokens.bin`. `tokens.bin` is reused while
     these are unchanged.
 
-    A document is encoded in pieces of at most 32,768 characters, which are cut at line
-    ends: memory does not depend on its size. The only special token that is added is
-    the end-of-document token. Special tokens in the text are encoded as text.
+    A document is encoded in pieces of at most 32,768 characters, so that memory does
+    not depend on the size of the document. Pieces end at line ends if possible. The
+    only special token that is added is the end-of-document token. Special tokens in the
+    text are encoded as text.
 
     Args:
         paths: files and folders, as for `read_text`.
@@ -72,10 +74,12 @@ class DocumentEncoder:
         """Loads a `tokenizer.json`.
 
         Raises:
-            ValueError: if it cannot be read or has no end-of-document token.
+            ValueError: if the file cannot be read, or the tokenizer has no
+                end-of-document token.
         """
         self._tokenizer, content = load_tokenizer(path)
-        # Otherwise "<|endoftext|>" in a text would be encoded as an end of a document.
+        # Without this setting, "<|endoftext|>" in a text would be encoded as the end of
+        # a document.
         self._tokenizer.encode_special_tokens = True
         self._unknown_token = _unknown_token(
             json.loads(content)["model"], self._tokenizer
@@ -93,7 +97,7 @@ class DocumentEncoder:
         self.metadata = {"vocab_size": self.vocab_size, "eos_token_id": self.end}
 
     def encode(self, pieces: Iterable[str | None]) -> Iterator[np.ndarray]:
-        """Yields all tokens in order, in arrays of about a hundred thousand.
+        """Yields all tokens in order, in arrays of about 100,000 tokens.
 
         Args:
             pieces: texts in order; None at the end of each document.
@@ -116,6 +120,7 @@ class DocumentEncoder:
             rows = iter(encodings)
             parts = [[self.end] if piece is None else next(rows).ids for piece in batch]
             tokens = np.concatenate([np.asarray(part, np.int64) for part in parts])
+            # End-of-document tokens are not counted.
             num_tokens += len(tokens) - (len(batch) - len(texts))
             if self._unknown_token is not None:
                 num_unknown += int(np.sum(tokens == self._unknown_token))
@@ -132,9 +137,9 @@ def load_tokenizer(path: Path) -> tuple["Tokenizer", bytes]:
     """Returns the tokenizer of a tokenizer.json, and the content of the file.
 
     Raises:
-        ValueError: if it cannot be read.
+        ValueError: if the file cannot be read.
     """
-    # Imported here because only text with a tokenizer needs the library.
+    # Imported here, because only text with a tokenizer needs the library.
     from tokenizers import Tokenizer
 
     try:
@@ -155,12 +160,12 @@ def load_tokenizer(path: Path) -> tuple["Tokenizer", bytes]:
 
 
 def vocab_size_of(tokenizer: "Tokenizer") -> int:
-    """Returns the upper limit of the tokens, exclusive."""
+    """Returns the largest token id plus 1."""
     return int(max(tokenizer.get_vocab(with_added_tokens=True).values())) + 1
 
 
 def token_id(tokenizer: "Tokenizer", name: str) -> int:
-    """Returns a token, which must be in the vocabulary."""
+    """Returns the id of a token, which must be in the vocabulary."""
     found = tokenizer.token_to_id(name)
     assert found is not None
     return int(found)
@@ -169,9 +174,12 @@ def token_id(tokenizer: "Tokenizer", name: str) -> int:
 def end_of_document(tokenizer: "Tokenizer", path: Path) -> str:
     """Returns the name of the end-of-document token.
 
+    Args:
+        tokenizer: the tokenizer.
+        path: path of the tokenizer, for the error message.
+
     Raises:
-        ValueError: if the vocabulary contains none of the usual names. `path` is that
-            of the tokenizer, for the message.
+        ValueError: if the vocabulary contains none of the usual names.
     """
     found = (name for name in _END_TOKENS if tokenizer.token_to_id(name) is not None)
     end = next(found, None)
@@ -185,7 +193,7 @@ def end_of_document(tokenizer: "Tokenizer", path: Path) -> str:
 
 
 def _unknown_token(model: dict[str, Any], tokenizer: "Tokenizer") -> int | None:
-    """Returns the unknown token of the tokenizer, if it has one."""
+    """Returns the id of the unknown token; None if the tokenizer has none."""
     # In tokenizer.json, Unigram models have `unk_id`, a number; BPE, WordPiece and
     # WordLevel have `unk_token`, a name.
     name = model.get("unk_token")

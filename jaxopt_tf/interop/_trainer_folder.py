@@ -1,6 +1,6 @@
 """Checks of the files in a Trainer's checkpoint folder.
 
-Folders that another framework wrote are recognized by their files.
+Folders that another framework wrote are recognized by the names of their files.
 """
 
 import json
@@ -68,9 +68,9 @@ _OTHER_FRAMEWORKS = (
     ("adapter_model.*", "PEFT, without the base model", _PEFT),
     ("adapter_config.json", "PEFT, without the base model", _PEFT),
 )
-# Models in which parameters of equal shape were once ordered differently than in the
-# current version, by `model_type`: the first version of Transformers with the former
-# order, and the first version with the current one.
+# Models, by `model_type`, whose parameters of equal shape once had another order. The
+# values are the first version of Transformers with that order, and the first version
+# with the current order.
 _OTHER_ORDER = {
     "gemma2": ((4, 45), (4, 47)),
     "jetmoe": ((4, 40), (5, 0)),
@@ -79,15 +79,15 @@ _OTHER_ORDER = {
 }
 _OPTIONAL_FILES = {
     OPTIMIZER: "Without it moments start at 0.",
-    SCHEDULER: "Without it the schedule resumes at `global_step`, which cannot be "
-    "compared with the schedule's own step; a metric-driven schedule restarts from the "
+    SCHEDULER: "Without it the schedule resumes at `global_step`, without a check that "
+    "this is the schedule's own step; a metric-driven schedule restarts from the "
     "optimizer's rate.",
     STATE: "Without it the step is that of the schedule, and the log is empty.",
 }
 
 
 def check_trainer_folder(folder: Path, *, is_adapter: bool = False) -> None:
-    """Raises unless the folder exists and was not written by another framework.
+    """Raises if the folder does not exist, or if another framework wrote it.
 
     Args:
         folder: the folder.
@@ -98,7 +98,7 @@ def check_trainer_folder(folder: Path, *, is_adapter: bool = False) -> None:
             f"`folder` must be a Trainer's checkpoint folder, got {str(folder)!r}, "
             "which is not a folder. Pass a folder like `output_dir/checkpoint-500`."
         )
-    other = _other_framework(folder, is_adapter=is_adapter)
+    other = _describe_other_framework(folder, is_adapter=is_adapter)
     if other:
         if _has_weights(folder):
             other += " `read_params(folder, ...)` can read the parameters."
@@ -114,7 +114,7 @@ def check_has_weights(folder: Path, *, is_adapter: bool = False) -> None:
     problem = f"which has none.{_checkpoint_hint(folder)}"
     if not folder.is_dir():
         problem = "which is not a folder."
-    problem = _other_framework(folder, is_adapter=is_adapter) or problem
+    problem = _describe_other_framework(folder, is_adapter=is_adapter) or problem
     names = ADAPTER_FILES if is_adapter else MODEL_FILES
     raise ValueError(
         f"`folder` must contain {' or '.join(names)}, got {str(folder)!r}, {problem}"
@@ -128,11 +128,12 @@ def check_files(
     *,
     is_adapter: bool = False,
 ) -> tuple[str, ...]:
-    """Returns which of the required files are missing.
+    """Returns the names of the required files that are missing.
 
     Raises:
-        ValueError: if a file is missing that is not in `may_be_missing`, or if this
-            contains another name; callers pass it as `without`.
+        ValueError: if a file is missing that is not in `may_be_missing`, or if
+            `may_be_missing` contains a name that is not that of an optional file.
+            Messages call the argument `without`, as the public functions do.
     """
     unexpected = sorted(set(may_be_missing) - set(_OPTIONAL_FILES))
     if unexpected:
@@ -150,20 +151,20 @@ def check_files(
         needed.append(
             f"{first} (or {' or '.join(others)}). It contains the parameters."
         )
-    # One of the two files is needed, because each contains the step.
+    # One of these two files must exist: both contain the step.
     if {SCHEDULER, STATE} <= set(missing) and not needed:
         needed.append(f"{SCHEDULER} or {STATE}. Without both the step is unknown.")
     if needed:
         listed = "\n  ".join(needed)
         raise ValueError(
             f"`folder` must contain all files of a checkpoint, got {str(folder)!r} "
-            f"without:\n  {listed}{_reason(folder)}"
+            f"without:\n  {listed}{_reason_for_missing(folder)}"
         )
     return tuple(missing)
 
 
 def version_of_folder(folder: Path) -> str | None:
-    """Returns the version that wrote the `config.json` of a folder; None if unknown."""
+    """Returns the version of Transformers in `config.json`; None if unknown."""
     version = _config_of(folder).get("transformers_version")
     try:
         _checks.version("transformers_version", version)
@@ -175,14 +176,15 @@ def version_of_folder(folder: Path) -> str | None:
 def check_param_order(folder: Path) -> None:
     """Raises if the folder's version of Transformers ordered parameters differently.
 
-    Moments without names are assigned in the order of the current version. The orders
-    of 33 architectures were compared.
+    Moments without names are assigned in the order of the current version.
+    `_OTHER_ORDER` is the result of a comparison of 33 architectures.
 
     Source: transformers 4.40 to 5.24, `models/*/modeling_*.py`.
     """
     config, version = _config_of(folder), version_of_folder(folder)
     saved_version = _checks.version("transformers_version", version or "0.0")
-    # The configuration of a composite model contains that of each part (`text_config`).
+    # The configuration of a composite model contains one configuration per part, such
+    # as `text_config`.
     for part in [config, *config.values()]:
         model_type = str(part.get("model_type")) if isinstance(part, dict) else ""
         if model_type not in _OTHER_ORDER:
@@ -211,8 +213,8 @@ def _has_weights(folder: Path, *, is_adapter: bool = False) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def _other_framework(folder: Path, *, is_adapter: bool = False) -> str:
-    """Describes a folder that another framework wrote, with a remedy; else ""."""
+def _describe_other_framework(folder: Path, *, is_adapter: bool = False) -> str:
+    """Describes a folder of another framework, with a remedy; "" for other folders."""
     for pattern, framework, remedy in _OTHER_FRAMEWORKS:
         if is_adapter and remedy == _PEFT:
             continue
@@ -224,8 +226,8 @@ def _other_framework(folder: Path, *, is_adapter: bool = False) -> str:
     return ""
 
 
-def _reason(folder: Path) -> str:
-    """Explains missing files; "" if the reason is unknown."""
+def _reason_for_missing(folder: Path) -> str:
+    """Explains why files are missing; "" if the reason is unknown."""
     has = [(folder / name).is_file() for name in (OPTIMIZER, SCHEDULER, STATE)]
     if has == [False, False, True] and _has_weights(folder):
         return (
@@ -240,7 +242,7 @@ def _reason(folder: Path) -> str:
 
 
 def _checkpoint_hint(folder: Path, separator: str = " ") -> str:
-    """Names a checkpoint in the folder that could be passed instead; else ""."""
+    """Suggests a checkpoint in the folder to pass instead; "" if there is none."""
     found = sorted(path.name for path in folder.glob("checkpoint-*"))
     if not found:
         return ""

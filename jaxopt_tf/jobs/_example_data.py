@@ -50,14 +50,14 @@ class ExampleSource:
         Args:
             dataset: a `datasets.Dataset`, a sequence of examples, a dataset of grain,
                 or another iterable of examples.
-            argument: name of the argument, for errors.
-            model: the model; columns are passed to it as arguments.
+            argument: the caller's name of the argument `dataset`, for errors.
+            model: the model, which receives the columns as arguments.
             collator: function from a list of examples to a batch; None to stack them.
             settings: settings of the job by name.
 
         Raises:
             TypeError: if `dataset` is of another type.
-            ValueError: if it is empty, or no column is used.
+            ValueError: if `dataset` is empty, or the model uses none of its columns.
         """
         _check_dataset(dataset, argument)
         self._argument, self._collator = argument, collator
@@ -71,15 +71,15 @@ class ExampleSource:
                 "was read or filtered."
             )
         self._used = _used_columns(model, settings)
-        given = list(first) if isinstance(first, Mapping) else []
+        columns = list(first) if isinstance(first, Mapping) else []
         self.removed: tuple[str, ...] = ()
         if self._used is not None:
-            self.removed = tuple(n for n in given if n not in self._used)
-        if given and len(self.removed) == len(given):
+            self.removed = tuple(n for n in columns if n not in self._used)
+        if columns and len(self.removed) == len(columns):
             raise ValueError(
                 f"`{argument}` must have a column that the model takes, one of "
-                f"{', '.join(self._used or ())}, got {', '.join(given)}. Rename the "
-                "columns, or pass `remove_unused_columns=False`."
+                f"{', '.join(self._used or ())}, got {', '.join(columns)}. Rename "
+                "the columns, or pass `remove_unused_columns=False`."
             )
         self.examples: Any = dataset
         if self.removed and hasattr(dataset, "remove_columns"):
@@ -102,9 +102,10 @@ class ExampleSource:
         try:
             batch = (self._collator or data.stack_examples)(examples)
         except ValueError as error:
+            # `data.stack_examples` calls every dataset `train_dataset`.
             message = str(error).replace("`train_dataset`", f"`{self._argument}`")
             raise ValueError(message) from error
-        # A `BatchEncoding` of Transformers is not a dict.
+        # A `BatchEncoding` of Transformers has `items`, but is not a dict.
         if not hasattr(batch, "items"):
             raise TypeError(
                 "`data_collator` must return a dict of arrays or tensors, got "
@@ -113,15 +114,15 @@ class ExampleSource:
         return {n: _array(n, x) for n, x in batch.items() if x is not None}
 
     def fingerprint(self) -> str:
-        """Returns a hash of the number of examples, of columns and of some values."""
+        """Returns a hash of the dataset's size, its used columns and some values."""
         digest = hashlib.sha256(repr((self.num_examples, self._used)).encode())
-        # Values are not hashed if the dataset transforms examples as they are read,
-        # because that may be random.
+        # Values are not hashed if the dataset transforms examples when it is read,
+        # because the transformation may be random.
         format_ = getattr(self.examples, "format", None)
-        is_plain = isinstance(self.examples, list | tuple) or (
+        has_stored_values = isinstance(self.examples, list | tuple) or (
             isinstance(format_, Mapping) and format_.get("type") != "custom"
         )
-        if is_plain and self.num_examples:
+        if has_stored_values and self.num_examples:
             count = min(_NUM_HASHED, self.num_examples)
             for i in np.linspace(0, self.num_examples - 1, count).astype(int):
                 _hash_into(digest, self.examples[int(i)])
@@ -139,6 +140,8 @@ class ExampleCorpus:
 
 def is_sequence(dataset: Any) -> bool:
     """Returns whether examples are read by index."""
+    # Recognized by the names of their base classes: datasets of Hugging Face and of
+    # grain that can only be iterated. Neither library is imported.
     names = {base.__name__ for base in type(dataset).__mro__}
     is_iterable_only = bool(names & {"IterableDataset", "IterDataset"})
     has_both = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
@@ -169,7 +172,7 @@ def training_examples(
 
 
 class DeviceBatches:
-    """Batches on the devices of a mesh, and the number of their shapes.
+    """Placement of batches on the devices of a mesh, and a count of their shapes.
 
     Each process collates whole micro-batches and transfers the rows of its devices.
     """
@@ -191,7 +194,7 @@ class DeviceBatches:
 
     @property
     def num_shapes(self) -> int:
-        """Number of shapes of training batches so far, each compiled once."""
+        """Number of shapes of training batches so far; a step is compiled for each."""
         return len(self._shapes)
 
     def step_batches(self, batches: Any, start: int) -> Iterator[PyTree]:
@@ -199,8 +202,8 @@ class DeviceBatches:
         for micro in batches.iter_from(start):
             yield self._step_batch(micro)
 
-    def evaluation(self, arrays: Mapping[str, np.ndarray]) -> PyTree:
-        """Returns a batch of the evaluation step."""
+    def evaluation_batch(self, arrays: Mapping[str, np.ndarray]) -> PyTree:
+        """Places a batch for the evaluation step on the devices."""
         return self._put(self._with_num_items([arrays])[0], axis=0)
 
     def _step_batch(self, micro: list[Mapping[str, np.ndarray]]) -> PyTree:
@@ -235,8 +238,10 @@ class DeviceBatches:
         return [{**one, NUM_ITEMS: np.asarray(num_items)} for one in micro]
 
     def _put(self, arrays: Mapping[str, np.ndarray], *, axis: int) -> PyTree:
+        """Places arrays on the devices, with the rows along `axis` sharded."""
+
         def put(array: np.ndarray) -> jax.Array:
-            if array.ndim <= axis:  # the number of items
+            if array.ndim <= axis:  # the number of items, which is replicated
                 sharding = NamedSharding(self._mesh, PartitionSpec())
             else:
                 sharding = batch_sharding(array.shape, self._mesh, axis=axis)
@@ -268,13 +273,14 @@ def label_names(model: Model, job: ExampleJob) -> tuple[str, ...]:
 
 
 def _used_columns(model: Model, settings: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Returns the names of columns that are kept; None for all."""
+    """Returns the names of the columns to keep; None to keep all."""
     if settings.get("remove_unused_columns") is False:
         return None
     forward = trainer_forward(model)
     if forward is not None:
         return (*forward.columns, *_LABELS, *(settings.get("label_names") or ()))
-    # A loss function of the user takes any column.
+    # A torchax model without Trainer's forward has a loss function of the user, which
+    # may take any column.
     return None if isinstance(model, TorchaxModel) else (*_FLAX_COLUMNS, *_LABELS)
 
 
@@ -304,6 +310,7 @@ def _check_dataset(dataset: Any, argument: str) -> None:
 
 
 def _array(name: str, value: Any) -> np.ndarray:
+    """Converts a column of a batch to an array whose dtype JAX does not change."""
     try:
         array = data.to_numpy(value)
     except (TypeError, ValueError) as error:
@@ -344,7 +351,7 @@ def _hash_into(digest: Any, value: Any) -> None:
 def collator_of_run(
     collator: Callable | None, processing_class: Any
 ) -> Callable[[list[Any]], Any] | None:
-    """Returns the collator of a run: the given one, or the default of Trainer."""
+    """Returns the given collator, or else Trainer's default; None to stack examples."""
     if collator is not None or processing_class is None:
         return collator
     return interop.padding_collator(processing_class)

@@ -80,7 +80,7 @@ def example_plan(
         evaluate = make_example_evaluate(
             setup,
             functools.partial(evaluation_batches, held_out, size, recipe.seed),
-            on_devices.evaluation,
+            on_devices.evaluation_batch,
             compute_metrics=compute_metrics,
             label_names=label_names(model, job),
             compute_dtype=jnp.bfloat16 if job.bf16 else None,

@@ -1,7 +1,8 @@
-"""Model folder and settings of an imported Trainer checkpoint, and what will differ.
+"""Model folder and settings of a run that is imported from a Trainer checkpoint.
 
-A checkpoint of a PEFT run contains an adapter and no config.json; the folder of its
-base model contains one.
+A checkpoint of a PEFT run contains an adapter, but no config.json, which is in the
+folder of the base model. The module also lists how the imported run will differ from
+Trainer's run.
 """
 
 from collections.abc import Mapping
@@ -50,8 +51,8 @@ def adapter_settings(checkpoint: Path, base: Path) -> dict[str, Any]:
     """Returns the settings of a run that trains the adapter of a checkpoint.
 
     Raises:
-        ValueError: if the adapter is not LoRA, or has settings that a run does not
-            have.
+        ValueError: if the adapter is not LoRA, or has settings that runs do not
+            support.
     """
     content = read_json_object(checkpoint / _ADAPTER, "checkpoint")
     try:
@@ -66,7 +67,7 @@ def adapter_settings(checkpoint: Path, base: Path) -> dict[str, Any]:
 
 
 def notes_on_base(checkpoint: Path, job: Job) -> list[str]:
-    """Returns a sentence if an adapter names another base model than the run."""
+    """Returns a sentence if the base model of an adapter is not that of the run."""
     if job.lora_r is None:
         return []
     content = read_json_object(checkpoint / _ADAPTER, "checkpoint")

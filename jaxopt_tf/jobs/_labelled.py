@@ -201,7 +201,7 @@ def _predict(
         setup=setup,
         params=params,
         predict=predict,
-        place=on_devices.evaluation,
+        place=on_devices.evaluation_batch,
         batch_size=prepared.eval_batch_size,
         seed=config.recipe.seed,
         compute_dtype=jnp.bfloat16 if job.bf16 else None,

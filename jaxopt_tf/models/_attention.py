@@ -21,7 +21,7 @@ from ._blockwise_attention import blockwise_attention
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
 
 IMPLEMENTATIONS = ("splash", "cudnn", "xla")
-# Name of the kernel's output and log-sum-exp in policies of `jax.checkpoint`.
+# Name of the splash kernel's output and log-sum-exp in policies of `jax.checkpoint`.
 RESIDUALS = "attention"
 
 _HEAD_AXIS = "tensor"
@@ -55,9 +55,9 @@ class AttentionFn(Protocol):
             k: [B, T, K, D], dtype of `q`. H is a multiple of K; query head h uses key
                 head h // (H // K).
             v: [B, T, K, D], dtype of `q`.
-            segment_ids: [B, T], int32: a query sees keys with its own id only. None
+            segment_ids: [B, T], int32; a query sees only keys with its own id. None
                 for one segment per row.
-            window: maximum number of keys that a query sees: those at positions from
+            window: maximum number of keys that a query sees, at positions from
                 t - window + 1 to t. None for all.
             scale: factor of the scores; None for D ** -0.5.
 
@@ -65,8 +65,8 @@ class AttentionFn(Protocol):
             [B, T, H, D], dtype of `q`.
 
         Raises:
-            ValueError: if a shape, a dtype or `window` does not fit, or the mesh does
-                not divide the heads.
+            ValueError: if a shape, a dtype or `window` does not fit, or the heads
+                cannot be sharded over the mesh.
             TypeError: if an argument has the wrong type, or an array the wrong kind of
                 dtype.
         """
@@ -82,26 +82,27 @@ def make_attention(
 
     - "splash": JAX's Pallas kernel for TPUs, which skips masked tiles and stores no
       scores. Sequences are padded to a multiple of the tile, which is a multiple of 128
-      and at most 512. It supports float32 and bfloat16. On other devices it is
+      and at most 512. The kernel supports float32 and bfloat16. On other devices it is
       interpreted, which is slow. Its output and log-sum-exp have the name "attention"
       for policies of `jax.checkpoint`.
-    - "cudnn": `jax.nn.dot_product_attention` with cuDNN's kernel for NVIDIA GPUs. It
+    - "cudnn": `jax.nn.dot_product_attention` with cuDNN's kernel for NVIDIA GPUs, which
       supports float16 and bfloat16, windows and grouped queries, but no `segment_ids`.
     - "xla": blocks of queries in plain operations, for all devices and dtypes.
 
-    The default is "splash" on TPUs for float32 and bfloat16 and at least 128 tokens;
-    "cudnn" on NVIDIA GPUs for calls that cuDNN accepts, if it is installed; and "xla"
-    otherwise. When compiling on a machine without a GPU, cuDNN is usually missing.
+    The default on TPUs is "splash" if the dtype is float32 or bfloat16 and sequences
+    have at least 128 tokens. The default on NVIDIA GPUs is "cudnn" if cuDNN is
+    installed and supports the call. In all other cases the default is "xla". Machines
+    without a GPU usually have no cuDNN, which matters when they compile for GPUs.
 
-    On a mesh the function runs in `jax.shard_map`, since XLA does not partition
-    kernels: `data` and `fsdp` shard the batch, `tensor` shards the heads, and no device
-    communicates. A batch that the mesh does not divide is replicated. If `tensor` is a
-    multiple of the number of key heads, key and value heads are repeated, so that each
-    device has the one that its query heads use.
+    On a mesh the function runs in `jax.shard_map`, because XLA does not partition
+    kernels. The axes `data` and `fsdp` shard the batch, and `tensor` shards the heads.
+    The devices do not communicate. A batch that the mesh does not divide is replicated.
+    If the size of `tensor` is a multiple of the number of key heads, key and value
+    heads are repeated, so that each device has those that its query heads use.
 
     Matrix products in "splash" and "xla" have the precision that is configured where
-    the function is called. The splash kernel supports only two precisions,
-    bfloat16 and float32: everything above bfloat16 is computed in float32.
+    the function is called. The splash kernel supports only bfloat16 and float32
+    precision. For any precision above bfloat16 it computes in float32.
 
     Args:
         mesh: mesh with any of the axes `data`, `fsdp` and `tensor`, of actual devices
@@ -128,12 +129,12 @@ def make_attention(
         platform, device_kind = _device(mesh)
         chosen = implementation or _default(platform, device_kind, q, segment_ids)
         if chosen == "splash":
-            # Mosaic, the compiler of the kernel, is for TPUs only.
+            # Mosaic, the compiler of the kernel, compiles for TPUs only.
             attend_fn: Callable = functools.partial(
                 _splash, interpret=platform != "tpu"
             )
         elif chosen == "cudnn" and implementation is None:
-            attend_fn = _cudnn_or_xla
+            attend_fn = _cudnn_or_xla  # the default also works without cuDNN
         elif chosen == "cudnn":
             attend_fn = _cudnn
         else:
@@ -148,7 +149,7 @@ def make_attention(
 
 def _device(mesh: Mesh | None) -> tuple[str, str]:
     """Returns the platform and the kind of the devices for which code is compiled."""
-    # An abstract mesh has no devices.
+    # An abstract mesh has no devices; for it, the default device is assumed.
     if isinstance(mesh, jax.sharding.Mesh):
         device = mesh.devices.flat[0]
         return device.platform, device.device_kind
@@ -162,7 +163,7 @@ def _default(
         is_supported = q.dtype in (jnp.float32, jnp.bfloat16)
         # Shorter sequences would be padded, and their scores need little memory.
         return "splash" if is_supported and q.shape[1] >= _LANES else "xla"
-    # The platform of GPUs by AMD is called "gpu", too.
+    # The platform of AMD's GPUs is called "gpu", too.
     if platform == "gpu" and device_kind.startswith("NVIDIA"):
         is_supported = q.dtype in _CUDNN_DTYPES and segment_ids is None
         return "cudnn" if is_supported else "xla"
@@ -177,21 +178,21 @@ def _on_mesh(
     v: jax.Array,
     segment_ids: jax.Array | None,
 ) -> jax.Array:
-    """Runs `attend_fn` on the part of the batch and the heads of each device."""
+    """Runs `attend_fn` on every device, for its part of the batch and its heads."""
     num_heads, num_key_heads = q.shape[2], k.shape[2]
     num_parts = mesh.shape.get(_HEAD_AXIS, 1)
-    is_key_fit = num_key_heads % num_parts == 0 or num_parts % num_key_heads == 0
-    if num_heads % num_parts or not is_key_fit:
-        fit = [
-            n
-            for n in range(1, num_heads + 1)
-            if num_heads % n == 0 and (num_key_heads % n == 0 or n % num_key_heads == 0)
-        ]
+
+    def heads_fit(size: int) -> bool:
+        key_heads_fit = num_key_heads % size == 0 or size % num_key_heads == 0
+        return num_heads % size == 0 and key_heads_fit
+
+    if not heads_fit(num_parts):
+        sizes = [str(size) for size in range(1, num_heads + 1) if heads_fit(size)]
         raise ValueError(
-            f"`mesh` must divide the {num_heads} query heads evenly, and the "
-            f"{num_key_heads} key heads evenly or be a multiple of them, got "
-            f"tensor={num_parts}. The size may be {', '.join(map(str, fit))}; assign "
-            "the remaining devices to data or fsdp."
+            "`mesh` must have an axis `tensor` whose size divides the number of query "
+            f"heads, {num_heads}, and divides or is a multiple of the number of key "
+            f"heads, {num_key_heads}, got tensor={num_parts}. The size may be "
+            f"{', '.join(sizes)}; assign the remaining devices to data or fsdp."
         )
     if num_key_heads % num_parts:
         k, v = (jnp.repeat(x, num_parts // num_key_heads, axis=2) for x in (k, v))
@@ -226,10 +227,11 @@ def _splash(
     num_tiles = -(-length // _MAX_TILE)
     tile = -(-length // (num_tiles * _LANES)) * _LANES
     padding = num_tiles * tile - length
-    # Scaled in float32: a scale rounded to bfloat16 would give all scores the same
-    # relative error.
+    # The scale is applied in float32, because a scale rounded to bfloat16 would give
+    # all scores the same relative error.
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-    # Padding is at the end: no other query sees its keys, because attention is causal.
+    # Padding is at the end, where only the queries of the padding see its keys, because
+    # attention is causal.
     pad = functools.partial(jnp.pad, mode="constant")
     q, k, v = (
         pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, padding), (0, 0)))
@@ -252,8 +254,8 @@ def _kernel_precision(dtype: Any) -> str | None:
 
 
 # The kernel's own gradient is traced after the context `jax.default_matmul_precision`
-# has been left, and would have another precision. Here the forward and the backward
-# pass both set the precision.
+# has been left, and would have another precision. This wrapper therefore sets the
+# precision in the forward pass and again in the backward pass.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _splash_kernel(options, q, k, v, segment_ids):
     with _precision(options):
@@ -281,7 +283,8 @@ def _precision(options: Any) -> contextlib.AbstractContextManager:
 
 
 def _call_kernel(options, q, k, v, segment_ids):
-    # Imported here: Pallas takes half a second, and only TPUs need it.
+    # Imported here, because the import of Pallas takes half a second, and only this
+    # implementation needs Pallas.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     window, tile, interpret, _ = options
@@ -326,7 +329,8 @@ def _cudnn(
             f"{q.dtype}. Call `make_attention` without `implementation`."
         )
     if segment_ids is not None:
-        # JAX would convert a mask to a bias, [B, H, T, T], with a gradient as large.
+        # JAX would convert a mask to a bias, [B, H, T, T], with a gradient of equal
+        # size.
         raise ValueError(
             "`segment_ids` must be None with the implementation 'cudnn', got shape "
             f"{list(segment_ids.shape)}. Call `make_attention` without "

@@ -37,8 +37,8 @@ def tensorboard(
 
     A point is written at each step that is a multiple of `every`. It contains means of
     the finite values since the previous point (or since the run was resumed), the last
-    learning rate, and the number of skipped steps. When the monitor's
-    function returns, the operating system has received the point.
+    learning rate, and the number of skipped steps. When the monitor's function returns,
+    the operating system has received the point.
 
     The cost is 0.02 ms per step on one core, 0.2 ms with 50 layers, for `every=10`.
 
@@ -46,7 +46,8 @@ def tensorboard(
         folder: folder of the event files; created if it does not exist. Each start of a
             run writes one file.
         first_step: step from which the run resumes. Points after `first_step` that
-            previous starts wrote are hidden; with 0, all of their points.
+            previous starts wrote are hidden. If `first_step` is 0, all points of
+            previous starts are hidden.
         every: steps between points; at least 1.
         logging_first_step: whether there is a point at step 1, too.
 
@@ -59,9 +60,9 @@ def tensorboard(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads files in the order of their names. The name contains the
-        # step to order two starts in the same second. If the steps are equal too, this
-        # start hides every point of the earlier one anyway, so overwriting its file
-        # loses nothing.
+        # step to order two starts in the same second. If their steps are equal, too,
+        # this start overwrites the file of the earlier start. This loses nothing,
+        # because this start hides all points of that file.
         name = f"events.out.tfevents.{int(time.time()):010d}.{first_step:010d}"
         file = _EventFile(folder / name)
     except OSError as error:
@@ -69,8 +70,8 @@ def tensorboard(
             f"`folder` must be a writable folder, got {str(folder)!r}: "
             f"{error.strerror}. Pass another folder, or free space."
         ) from error
-    # Hides the points of earlier files from this step on. A new run (`first_step` 0)
-    # also hides the evaluation at step 0.
+    # Points of earlier files after `first_step` are hidden. A new run (`first_step` 0)
+    # also hides their evaluation at step 0.
     file.hide_from(first_step + 1 if first_step else 0)
     pending: list[np.ndarray] = []  # [tags, n] each: steps since the last point
 
@@ -78,7 +79,7 @@ def tensorboard(
         tags, columns = _columns(window.metrics)
         begin, size = 0, len(window.metrics.loss)
         while begin < size:
-            # Up to the next multiple of `every`.
+            # A point ends at the next multiple of `every`, or with the window.
             end = min(size, begin + every - (window.first_step + begin - 1) % every)
             if logging_first_step and window.first_step + begin == 1:
                 end = begin + 1
@@ -103,10 +104,10 @@ class _EventFile:
     """Event file of TensorBoard.
 
     `SummaryWriter` of tensorboardX is not used, because it writes events in a thread.
-    A kill loses events from before the last checkpoint, which the resumed run does not
-    write again.
-    After an error of the thread (disk full), the next call blocks forever. Only the
-    message types and the checksum of tensorboardX are used.
+    If the process were killed, events from before the last checkpoint would be lost,
+    and the resumed run would not write them again. After an error of the thread (disk
+    full), the next call would block forever. Only the message types and the checksum of
+    tensorboardX are used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -161,10 +162,10 @@ def _tensorboardx() -> types.SimpleNamespace:
 
 @contextlib.contextmanager
 def _without_init(package: str) -> Iterator[None]:
-    """Lets a context import modules of a package without running its `__init__`.
+    """Context in which imports of a package's modules do not run its `__init__`.
 
-    The `__init__` of tensorboardX imports torch, if it is installed. This takes seconds
-    before the first step of each start.
+    The `__init__` of tensorboardX imports torch if torch is installed, which takes
+    seconds before the first step of each start.
     """
     spec = None if package in sys.modules else importlib.util.find_spec(package)
     if spec is None:  # imported already, or not installed

@@ -103,8 +103,8 @@ def adafactor_tf(
         warmup_init: whether that function begins with 1e-6 t; needs `relative_step`.
         decay_mask: as for `adamw_tf`.
         layouts: mapping from patterns that match whole leaf names to torch's layouts.
-            By default a rank-4 leaf named `kernel` is the HWIO kernel of a convolution,
-            and torch stores every other leaf in the same way.
+            Without a pattern, a rank-4 leaf named `kernel` is the HWIO kernel of a
+            convolution, and any other leaf has the same layout in torch as here.
 
     Returns:
         A transformation with state `AdafactorState`; its update needs `params`.

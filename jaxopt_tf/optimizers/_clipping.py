@@ -22,20 +22,21 @@ class ClipState(NamedTuple):
 
 @checked_names
 def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
-    """Scales all gradients by one factor so that their global norm is limited.
+    """Scales all gradients by one factor, so that their global norm is limited.
 
         factor = min(1, max_norm / (global_norm + 1e-6))
 
-    The norm is summed in float32 for every dtype of gradients, or in float64 if one of
-    them is float64. Each leaf keeps its dtype. As in torch, a norm of inf turns finite
+    The norm is summed in float64 if any gradient is float64, and in float32 for all
+    other dtypes. Each leaf keeps its dtype. As in torch, a norm of inf turns finite
     gradients into 0 and infinite ones into NaN, and a norm of NaN turns all gradients
     into NaN. Clipping therefore does not hide overflows.
 
-    Place it before the optimizer in a chain, and outside of `optax.multi_transform`,
-    where each group would be clipped by its own norm. Integer leaves are unchanged.
+    Place `clip` before the optimizer in a chain, and not inside of
+    `optax.multi_transform`, which would clip each group by its own norm. Integer leaves
+    are unchanged.
 
-    Inside of `jax.shard_map` the norm is that of all shards. A leaf is a shard along
-    the mesh axes along which its type varies. Under `check_vma=False` and in `jax.pmap`
+    Inside of `jax.shard_map`, the norm is that of all shards. A leaf is a shard along
+    the mesh axes along which its type varies. With `check_vma=False` and in `jax.pmap`,
     types have no such axes, and leaves are treated as whole arrays.
 
     Args:
@@ -90,8 +91,8 @@ def clip(max_norm: Scalar) -> optax.GradientTransformationExtraArgs:
             wide = wide_dtype(g.dtype)
             return (g.astype(wide) * factor.astype(wide)).astype(g.dtype)
 
-        # The dtype of the state does not change if gradients are wider than parameters.
-        # `lax.scan` and compiled steps require equal dtypes before and after.
+        # The state keeps its dtype even if gradients are wider than parameters.
+        # `lax.scan` and compiled steps require equal dtypes before and after an update.
         dtype = state.grad_norm.dtype
         new = ClipState(norm.astype(dtype), factor.astype(dtype))
         return jax.tree.map(scaled, updates), new
@@ -121,7 +122,7 @@ def is_clipped(opt_state: PyTree) -> jax.Array:
 def _check_shards(updates: PyTree, params: PyTree | None) -> None:
     """Raises if a gradient varies along other mesh axes than its parameter.
 
-    Such a gradient has not been summed over a mesh axis, or was summed twice.
+    Such a gradient was not summed over a mesh axis, or was summed twice.
     """
     named_params = dict(_pytrees.named_leaves(params))
     wrong = [

@@ -99,7 +99,7 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
     program = Program(compiled.as_text())
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
     kernels, hbm_bytes = program.traffic()
-    loops = program.loops()
+    are_known = program.are_loop_lengths_known()
     flops = MatmulFlops() if traced is None else matmul_flops(traced.jaxpr.jaxpr)
     return Cost(
         arguments=memory.argument_size_in_bytes,
@@ -115,8 +115,8 @@ def program_cost(compiled: Any, num_devices: int, traced: Any = None) -> Cost:
         matmul_flops=flops.times(1 / num_devices),
         collectives=program.collectives(num_devices),
         unused_donations=() if traced is None else _unused_donations(program, traced),
-        has_loops=bool(loops),
-        num_open_loops=loops.count(False),
+        has_loops=bool(are_known),
+        num_open_loops=are_known.count(False),
     )
 
 

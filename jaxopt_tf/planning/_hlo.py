@@ -1,8 +1,8 @@
 """Parser for the HLO text of a compiled program.
 
 The text contains facts that XLA's analyses lack. `cost_analysis()` counts the body of a
-loop once for any number of iterations, does not separate on-chip traffic from that of
-the device's memory, and contains no collectives. `memory_analysis()` does not list the
+loop once for any number of iterations, does not separate on-chip traffic from traffic
+of the device's memory, and contains no collectives. `memory_analysis()` does not list
 donated arguments whose memory is not reused. The text is parsed by regular expressions,
 because XLA has no public parser in Python.
 """
@@ -17,25 +17,25 @@ _BITS = {
     **{f"{kind}{bits}": bits for kind in "su" for bits in (2, 4, 8, 16, 32, 64)},
     **{"bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128},
 }
-# A line such as
+# Matches a line such as
 #     ROOT %add.3 = f32[8,4]{1,0:S(1)} add(%p.0, %p.1), metadata={op_name="jit(f)/add"}
 # with the groups ROOT, name, shape (or a tuple of shapes), operation, operands and
 # attributes.
 _INSTRUCTION = re.compile(
     r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)"
 )
-# First line of a computation: `%body.1 (p: f32[4]) -> f32[4] {`. The main computation
-# begins with ENTRY.
+# Matches the first line of a computation: `%body.1 (p: f32[4]) -> f32[4] {`. That of
+# the main computation begins with ENTRY.
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLEES = re.compile(
     r"(body|condition|calls|to_apply|true_computation|false_computation|"
     r"branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
-# XLA writes the number of iterations into the backend configuration of a loop, if its
-# analysis could determine it. The compiler for TPUs writes none.
+# XLA writes the number of iterations into the backend configuration of a loop if its
+# analysis could determine the number. The compiler for TPUs never writes it.
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # Operations without memory traffic of their own. The traffic of a loop, a call or a
-# branch is counted in its computation.
+# branch is counted in the computations that it runs.
 _FREE = frozenset(
     {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
     | {"while", "call", "conditional", "after-all", "opt-barrier"}
@@ -50,7 +50,7 @@ class Array(NamedTuple):
     """Array that an instruction computes."""
 
     num_bytes: int
-    is_on_chip: bool  # whether it is in a TPU's on-chip memory: S(1) in its layout
+    is_on_chip: bool  # whether it is in a TPU's on-chip memory, S(1) in its layout
 
 
 class Instruction(NamedTuple):
@@ -59,9 +59,9 @@ class Instruction(NamedTuple):
     name: str
     arrays: list[Array]  # results
     op: str  # operation, such as "fusion" or "all-reduce-start"
-    operands: list[str]  # names; for a parameter its number, for a constant its value
+    operands: list[str]  # names; number of a parameter, value of a constant
     attributes: str  # rest of the line
-    is_root: bool  # whether its result is the result of the computation
+    is_root: bool  # whether its result is that of the computation
 
     @property
     def bytes_in_memory(self) -> int:
@@ -73,15 +73,15 @@ class Runs(NamedTuple):
     """Number of runs of a computation in one step."""
 
     num_runs: int  # a loop of unknown length counts as one iteration
-    is_fused: bool  # whether it is the body of a fusion, which runs as one kernel
+    is_fused: bool  # whether it is part of a fusion, which runs as one kernel
 
 
 class Collective(NamedTuple):
-    """Communication of one kind in a step, per device."""
+    """Totals of all collectives of one kind in a step, per device."""
 
     kind: str  # operation, such as "all-reduce"
     num_runs: int  # number of executions in a step
-    bytes: int  # operands or results, whichever are larger
+    bytes: int  # bytes of the operands or of the results, whichever are larger
     largest: int  # bytes of the largest array
     sent: float  # least number of bytes that a device sends
 
@@ -93,8 +93,7 @@ class Program:
         computations: instructions by the name of their computation.
         aliased: numbers of the parameters whose memory is reused for results.
         entry: instructions of the main computation.
-        runs: number of runs by the name of the computation; computations that a step
-            does not reach are missing.
+        runs: runs by the name of the computation, of those that a step runs.
     """
 
     def __init__(self, text: str) -> None:
@@ -130,7 +129,7 @@ class Program:
             for instruction in self.computations[name]:
                 yield instruction, runs
 
-    def loops(self) -> list[bool]:
+    def are_loop_lengths_known(self) -> list[bool]:
         """Returns, for each loop that runs, whether its length is known."""
         return [
             self._trip_count(instruction) is not None
@@ -141,10 +140,10 @@ class Program:
     def _trip_count(self, instruction: Instruction) -> int | None:
         """Returns the number of iterations of a loop; None if it is unknown.
 
-        If XLA does not state it, the condition is read: loops of `jax.lax.scan`, and
-        loops that XLA makes by splitting a matrix product, run while a counter that
-        starts at 0 is less than a constant. XLA unrolls the loops that it makes, so
-        that their counter increases by more than 1.
+        If XLA does not state the number, it is computed from a condition of the form
+        counter < constant, with a counter that starts at 0. Loops of `jax.lax.scan`
+        have this form, and so do those that XLA makes to split a matrix product. XLA
+        unrolls the loops that it makes, so that their counter increases by more than 1.
         """
         if instruction.op != "while":
             return None
@@ -157,21 +156,21 @@ class Program:
         if root is None or "direction=LT" not in root.attributes:
             return None
         counter, limit = (_find_instruction(condition, name) for name in root.operands)
-        index = _index(counter)
+        index = _tuple_index(counter)
         if limit is None or not limit.operands[0].isdecimal() or index is None:
             return None
         return -(-int(limit.operands[0]) // self._increment(instruction, body, index))
 
     def _increment(self, loop: Instruction, body: list[Instruction], index: int) -> int:
-        """Returns the increment of the element `index` of a loop's state."""
+        """Returns the increment of element `index` of a loop's state; 1 if unknown."""
         state = next(x.operands for x in body if x.is_root)
         update = _find_instruction(body, state[index])
         if update is None or update.op != "add":
             return 1
         addends = [_find_instruction(body, name) for name in update.operands]
-        added = next((x for x in addends if x and _index(x) != index), None)
-        if added is not None and (invariant_index := _index(added)) is not None:
-            # The increment is a constant that is passed through the loop's state.
+        added = next((x for x in addends if x and _tuple_index(x) != index), None)
+        if added is not None and (invariant_index := _tuple_index(added)) is not None:
+            # The increment is a constant that the caller stored in the loop's state.
             caller = next(c for c in self.computations.values() if loop in c)
             start = _find_instruction(caller, loop.operands[0])
             added = start and _find_instruction(caller, start.operands[invariant_index])
@@ -182,7 +181,7 @@ class Program:
         return int(added.operands[0])
 
     def _callee(self, instruction: Instruction, kind: str) -> list[Instruction]:
-        """Returns the computation that an instruction names as `kind`."""
+        """Returns the computation in the attribute `kind` ("body", ...); else []."""
         name = re.search(rf"\b{kind}=%?([\w.\-]+)", instruction.attributes)
         return self.computations.get(name[1], []) if name else []
 
@@ -212,8 +211,8 @@ class Program:
                 continue
             kernels += num_runs
             if op.endswith("-start"):
-                # The result of an asynchronous copy or slice between two memories is a
-                # tuple of source and destination. The smaller one is copied.
+                # An asynchronous copy or slice returns source and destination. The
+                # number of bytes copied is the size of the smaller one.
                 arrays = [x.num_bytes for x in instruction.arrays[:2] if x.num_bytes]
                 num_bytes += num_runs * min(arrays, default=0)
             else:
@@ -244,7 +243,7 @@ class Program:
                 users.setdefault(operand, []).append(member)
         by_name = {member.name: member for member in fused}
         num_read = sum(
-            min(size, sum(_read_by(user, name, size, users) for user in users[name]))
+            min(size, sum(_num_read(user, name, size, users) for user in users[name]))
             for name, size in inputs.items()
             if name in users
         )
@@ -275,8 +274,8 @@ class Program:
             if kind not in _COLLECTIVES:
                 continue
             # On a TPU, an all-gather appears once in every kernel that it overlaps
-            # with, under one channel id. All collective-permutes share one id, so the
-            # id does not identify them.
+            # with, under one channel id. All collective-permutes share one id, which
+            # therefore does not identify them.
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             if channel and kind != "collective-permute":
                 if (kind, channel[1]) in counted:
@@ -299,7 +298,7 @@ class Program:
 def _parse_instruction(line: str) -> list[Instruction]:
     # Comments such as /*index=5*/ occur in long tuples.
     found = _INSTRUCTION.match(re.sub(r"/\*.*?\*/", "", line))
-    if not found:
+    if not found:  # another kind of line
         return []
     root, name, shape, op, operands, attributes = found.groups()
     arrays = [
@@ -310,13 +309,13 @@ def _parse_instruction(line: str) -> list[Instruction]:
     return [Instruction(name, arrays, op, names, attributes, root is not None)]
 
 
-def _read_by(
+def _num_read(
     user: Instruction, name: str, size: int, users: dict[str, list[Instruction]]
 ) -> int:
     """Returns the bytes of the array `name` that an instruction of a fusion reads."""
     if user.op == "bitcast":
         further = users.get(user.name, ())
-        return sum(_read_by(member, user.name, size, users) for member in further)
+        return sum(_num_read(member, user.name, size, users) for member in further)
     if user.op == "dynamic-slice" and name == user.operands[0]:
         return user.arrays[0].num_bytes
     # An array that is updated in place is not read.
@@ -335,7 +334,7 @@ def _find_instruction(computation: list[Instruction], name: str) -> Instruction 
     return next((member for member in computation if member.name == name), None)
 
 
-def _index(instruction: Instruction | None) -> int | None:
+def _tuple_index(instruction: Instruction | None) -> int | None:
     """Returns the index of a `get-tuple-element`."""
     if instruction is None or instruction.op != "get-tuple-element":
         return None
@@ -346,26 +345,27 @@ def _index(instruction: Instruction | None) -> int | None:
 def _callees(
     instruction: Instruction, caller: Runs, trips: int | None
 ) -> Iterator[tuple[str, Runs]]:
-    runs_unfused = instruction.op in ("while", "call", "conditional")
+    # Other operations run the computations that they call in their own kernel.
+    is_fusing = instruction.op not in ("while", "call", "conditional")
     for kind, names in _CALLEES.findall(instruction.attributes):
         count = caller.num_runs
         if kind in ("body", "condition") and trips is not None:
             count *= trips
         for name in re.findall(r"[\w.\-]+", names):
-            yield name, Runs(count, caller.is_fused or not runs_unfused)
+            yield name, Runs(count, caller.is_fused or is_fusing)
 
 
 def _larger_side(kind: str, instruction: Instruction, group_size: int) -> list[int]:
     """Returns the bytes of each operand or of each result, whichever are larger."""
     arrays = [x.num_bytes for x in instruction.arrays]
-    # The result of a `-start` is a tuple of operands and results, except for an
-    # all-reduce, whose tuple contains the results only.
+    # The result of a `-start` is a tuple of operands, then results. Exceptions are an
+    # all-reduce (results only) and a permute (operand, result and two counters).
     if instruction.op.endswith("-start"):
         if kind == "collective-permute":
-            return arrays[:1]  # operand, result, two counters
+            return arrays[:1]
         half = len(arrays) // 2
         if kind == "reduce-scatter":
-            return arrays[:half]  # operands, results
+            return arrays[:half]  # operands, which are larger here
         if kind != "all-reduce":
             return arrays[half:]
     if kind == "reduce-scatter":
@@ -384,8 +384,8 @@ def _sent_bytes(kind: str, num_bytes: int, group_size: int) -> float:
 
 def _group_size(attributes: str, num_devices: int) -> int:
     """Returns the number of devices in a group, from any of the three notations."""
-    # {{0,1},{2,3}}; or [2,4]<=[8], which are 2 groups of 4; or the axes of a mesh. An
-    # absent or empty list means one group of all devices.
+    # The notations are {{0,1},{2,3}}; [2,4]<=[8], which means 2 groups of 4; and the
+    # axes of a mesh. An absent or empty list means one group of all devices.
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return listed[1].count(",") + 1
     if group_shape := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Minimum number of columns of a long run; `Downsampler` has up to twice as many. The
-# maps are about 250 pixels wide: more columns would not be visible.
+# Minimum number of columns of a long run; the maximum is twice this number. The maps
+# are about 250 pixels wide, so that more columns would not be visible.
 _NUM_POINTS = 300
 _MAX_NAMES = 150  # maximum number of layers whose names are shown
 _EMBEDDINGS = re.compile(r"(^|\.)(wte|wpe)(\.|$)|embed", re.IGNORECASE)
@@ -32,8 +32,8 @@ _EMBEDDINGS = re.compile(r"(^|\.)(wte|wpe)(\.|$)|embed", re.IGNORECASE)
 def plot_layers(folder: Path | str, path: Path | str | None = None) -> "Figure":
     """Plots gradient norms and relative updates of each layer over the steps of a run.
 
-    The figure has two heat maps with a row for each layer. Layers are ordered by name:
-    embeddings, numbered layers, others. The colour scale is logarithmic; zeros, such as
+    The figure has two heat maps with a row for each layer. Embeddings come first, then
+    numbered layers, then all others. The colour scale is logarithmic; zeros, such as
     updates at a learning rate of 0, are left blank. Neighbouring steps of a long run
     are merged into at most 600 columns.
 
@@ -73,7 +73,7 @@ def plot_layers(folder: Path | str, path: Path | str | None = None) -> "Figure":
 
 
 def _read(file: Path) -> tuple[list[str], np.ndarray]:
-    """Returns the names of layers, and rows [n, 1 + 2 * number of layers].
+    """Returns the names of the layers, and rows, [n, 1 + 2 * number of layers].
 
     A row contains the step, then gradient norm and relative update of each layer.
     """
@@ -107,8 +107,8 @@ def _draw(panel: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> N
     from matplotlib.colors import LogNorm
 
     positive = values[np.isfinite(values) & (values > 0)]
-    # The extremes are excluded from the colour range: otherwise a single outlier would
-    # leave all other steps in one colour.
+    # The extremes are excluded from the colour range, because a single outlier would
+    # leave all other steps in one colour. `LogNorm` requires `low` < `high`.
     low, high = np.percentile(positive, (0.5, 99.5)) if len(positive) else (0.1, 1.0)
     shown, rows = np.ma.masked_where(~(values > 0), values), np.arange(len(values) + 1)
     style: Any = {"cmap": HEAT_MAP_COLOURS, "norm": LogNorm(low, max(high, low * 1.01))}
@@ -117,7 +117,8 @@ def _draw(panel: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> N
     panel.set_xlabel("step")
     format_step_axis(panel, max_ticks=4)
     figure: Any = panel.get_figure()
-    # The distance is 0.2 inches; `pad` is a fraction of the height of the figure.
+    # The colour bar is 0.2 inches above the map; `pad` is a fraction of the height of
+    # the figure.
     colorbar = {"location": "top", "pad": 0.2 / figure.get_figheight(), "aspect": 12}
     figure.colorbar(mesh, ax=panel, label=label, extend="both", **colorbar)
 
@@ -132,7 +133,7 @@ def _edges(steps: np.ndarray) -> np.ndarray:
 
 
 def _sort_key(name: str) -> tuple:
-    """Returns a sort key: embeddings, then layers by number, then all others."""
+    """Sorts embeddings first, then layers by their numbers, then all others."""
     # Digits are compared as numbers, so that layer 10 follows layer 9.
     parts = re.split(r"(\d+)", name)
     natural = [(int(p), "") if p.isdigit() else (-1, p) for p in parts]

@@ -59,7 +59,11 @@ def optimizer_findings(
     # The probe used zero gradients only. AdamW's moments are then zero; with L2
     # regularization, weight decay is part of the gradient and enters the moments.
     has_moments = any(map(np.any, probe.moments(probe.state).values()))
-    if has_moments and recipe.optim.startswith("adam"):
+    if any(g.optim or g.weight_decay is not None for g in recipe.rate_groups):
+        yield "the decay of groups with their own optimizer or `weight_decay`"
+        if not has_moments:  # of a decay that is added to the gradient
+            yield from _clipping(recipe, probe)
+    elif has_moments and recipe.optim.startswith("adam"):
         yield Finding(
             problem="moments are not zero though all gradients were",
             reason="a decay that is added to the gradient goes through the moments and "

@@ -75,8 +75,8 @@ class ParamGroup:
             ) from error
         _checks.non_negative("factor", self.factor)
         if self.lr_scheduler_kwargs is not None:
-            # Pairs are hashable, a dict is not: recipes and their groups are hashed as
-            # part of `compile_key`.
+            # Recipes and their groups are hashed as part of `compile_key`. Pairs are
+            # hashable, but a dict is not.
             pairs = sorted_pairs(self.lr_scheduler_kwargs)
             object.__setattr__(self, "lr_scheduler_kwargs", pairs)
         args = self.optim_args
@@ -190,8 +190,8 @@ def group_labels(groups: Sequence[ParamGroup]) -> Callable[[PyTree], PyTree]:
             )
             for name in names
         ]
-        # An empty tree has no names and needs no groups.
         unused = [pattern for pattern in patterns if pattern not in found]
+        # An empty tree has no names and needs no groups.
         if unused and names:
             raise ValueError(
                 "`rate_groups` must each select a parameter, but the pattern "

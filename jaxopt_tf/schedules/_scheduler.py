@@ -49,8 +49,8 @@ def get_scheduler(
             cosine_with_min_lr, cosine_warmup_with_min_lr, warmup_stable_decay or
             greedy; or a `transformers.SchedulerType`.
         learning_rate: peak rate, or first rate of a metric-driven schedule.
-        num_warmup_steps: required by all schedules but constant and the two that are
-            metric-driven.
+        num_warmup_steps: required by all schedules except constant and the two
+            metric-driven ones.
         num_training_steps: required by schedules with an end; warmup_stable_decay
             accepts `num_stable_steps` instead. A count that is not a parameter of the
             schedule is ignored, because Trainer passes both counts to every schedule.
@@ -60,8 +60,8 @@ def get_scheduler(
         A schedule; for reduce_lr_on_plateau and greedy a `MetricDrivenSchedule`.
 
     Raises:
-        ValueError: if the name is unknown, a required count is missing, the schedule
-            does not have an option, or a value is out of range.
+        ValueError: if the name is unknown, a required count is missing, an option is
+            not one of the schedule's, or a value is out of range.
 
     Examples:
         >>> schedule = get_scheduler(
@@ -79,8 +79,8 @@ def get_scheduler(
     name = getattr(name, "value", name)
     _checks.one_of("name", name, _SCHEDULES)
     function = _SCHEDULES[name]
-    # Only counts that the function has as parameters are passed to it. The decorators
-    # of the functions keep their signatures.
+    # Only counts that are parameters of the function are passed to it. The functions
+    # are decorated, but `inspect.signature` returns their original parameters.
     parameters = dict(inspect.signature(function).parameters)
     del parameters["learning_rate"]
     given = {

@@ -20,13 +20,15 @@ def make_mesh(
         make_mesh("data=2,fsdp=4")
 
     Args:
-        axes: names and sizes, as a string or as a mapping. Neighboring devices are
-            along the last axis, so the axis with the most communication belongs there.
+        axes: names and sizes, as a string or as a mapping. Neighbouring devices are
+            along the last axis, which should therefore be the axis with the most
+            communication.
         devices: devices of this machine, or descriptions from `planning.slice_devices`
             to compile for; None for `jax.devices()`.
 
     Returns:
-        A mesh whose axes have the type `Auto`: the compiler partitions computations.
+        A mesh whose axes have the type `Auto`, so that the compiler partitions
+        computations.
 
     Raises:
         ValueError: if the product of the sizes is not the number of devices, or if
@@ -49,7 +51,7 @@ def abstract_mesh(
 ) -> jax.sharding.AbstractMesh:
     """Returns a mesh without devices, for shardings of `jax.ShapeDtypeStruct`.
 
-    Programs cannot be compiled for it.
+    Programs cannot be compiled for such a mesh.
 
     Args:
         axes: as in `make_mesh`.
@@ -106,12 +108,12 @@ def _auto(sizes: Mapping[str, int]) -> tuple[jax.sharding.AxisType, ...]:
 
 
 def _sizes(axes: str | Mapping[str, int], num_devices: int) -> dict[str, int]:
-    """Returns the sizes of axes; raises unless they fit the number of devices."""
+    """Returns the sizes of axes; raises unless their product is `num_devices`."""
     sizes = axis_sizes(axes)
     mesh_size = math.prod(sizes.values())
     if mesh_size != num_devices:
         listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        # Suggestions: each axis whose size alone can be changed to fit.
+        # For each axis, the size that would fit if only this size were changed.
         fits = [
             f"{name}={num_devices * size // mesh_size}"
             for name, size in sizes.items()

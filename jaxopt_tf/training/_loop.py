@@ -38,8 +38,8 @@ class Window(NamedTuple):
 
     first_step: int  # number of the first step; the first step of a run is 1
     metrics: Metrics  # [n] each, numpy: one entry per step
-    # Wall time since the last window, evaluation or save, whichever was later. It is
-    # the time of these steps, without evaluations and saves; NaN if not measured.
+    # Wall time since the last window, evaluation or save, whichever was last. It is the
+    # time of these steps, without evaluations and saves; NaN if not measured.
     seconds: float
 
 
@@ -84,7 +84,7 @@ def train(
     save_best: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Trains until step `max_steps`, counting the steps before `start`.
+    """Trains until step `max_steps`; the steps before `start` count.
 
     The host does not wait for the device at every step: it dispatches steps, and
     fetches the metrics of a window of steps while the next window is computed. If
@@ -102,7 +102,7 @@ def train(
             also if the run is interrupted.
         evaluate: function from params to evaluation metrics, see `make_evaluate`;
             called before step 1 (for monitors only), every `eval_steps` and after the
-            last step. If the optimizer averages the parameters, it receives the
+            last step. If the optimizer averages the parameters, `evaluate` receives the
             average, see `evaluation_params`.
         eval_steps: steps between evaluations; None to evaluate only at start and end.
         selection: settings of model selection and early stopping.
@@ -112,7 +112,8 @@ def train(
             `save_steps`, when the run ends, and when it is stopped.
         save_steps: steps between saves; None to save only at the end.
         save_best: whether to save after every evaluation that is the best so far.
-        should_stop: called after every step; training ends if it returns True.
+        should_stop: called before the first step and after every step; training ends if
+            it returns True.
 
     Returns:
         The state after the last step, and the reason for the end.
@@ -120,8 +121,8 @@ def train(
     Raises:
         ValueError: if a number of steps is below 1, or there are too few batches.
         FloatingPointError: if a step has stopped the run because a loss or gradient was
-            not finite. The message contains the step; it is raised when the metrics of
-            the window are fetched.
+            not finite. It is raised when the metrics of the step's window are fetched,
+            and its message contains the step.
 
     Source: transformers 5.23 `trainer.py`, `_maybe_log_save_evaluate`.
     """
@@ -136,7 +137,7 @@ def train(
         start = start._replace(schedule_state=metric_schedule.init())
     run = _Run(start, monitors, evaluate, selection, metric_schedule, save)
     try:
-        # A resumed run was evaluated before its first step already.
+        # The evaluation before step 1 is not repeated when a run is resumed.
         if run.step == 0:
             run.evaluate()
         reason = run.reason_to_stop(should_stop)
@@ -156,14 +157,15 @@ def train(
                 break
         run.report()
         if run.step < max_steps and not reason:
-            if run.step > run.first_step:
+            if run.step > run.start_step:
                 run.save()
             raise ValueError(
                 f"`batches` must contain a batch for every step up to `max_steps` = "
                 f"{max_steps}, but ended after step {run.step}. Repeat the data, or "
                 "reduce `max_steps`."
             )
-    # `BaseException` includes KeyboardInterrupt: files of monitors must be closed then.
+    # `BaseException` includes KeyboardInterrupt, after which files of monitors must be
+    # closed, too.
     except BaseException as error:
         if isinstance(error, FloatingPointError):
             run.save_last_finite_state()
@@ -189,7 +191,8 @@ class _Run:
     save_function: Callable[[RunState], Any] | None
 
     def __post_init__(self) -> None:
-        self.step = self.first_step = int(self.run_state.state.step)
+        # Number of steps so far, and before this call of `train`.
+        self.step = self.start_step = int(self.run_state.state.step)
         self.pending: list[Metrics] = []  # metrics of dispatched steps, on the device
         self.time = time.perf_counter()  # time of the last report, evaluation or save
 
@@ -199,8 +202,8 @@ class _Run:
         self.run_state = self.run_state._replace(state=state)
         self.step += 1
         self.pending.append(metrics)
-        # Two windows: fetching the older one waits for its steps only, while the device
-        # computes those of the newer one.
+        # With two windows pending, the host waits only for the steps of the older one,
+        # while the device computes those of the newer one.
         if len(self.pending) == 2 * _WINDOW:
             self.report(_WINDOW)
 
@@ -216,8 +219,8 @@ class _Run:
         length = len(self.pending) if num_steps is None else num_steps
         metrics, self.pending = self.pending[:length], self.pending[length:]
         columns = jax.tree.map(lambda *x: np.asarray(x), *jax.device_get(metrics))
-        # The state is unchanged by steps that were dispatched after the one that
-        # stopped the run; they are not reported.
+        # Steps that were dispatched after the one that stopped the run have left the
+        # state unchanged. They are not reported.
         is_stopped = bool(columns.is_stopped.any())
         if is_stopped:
             num_taken = int(np.argmax(columns.is_stopped)) + 1
@@ -231,7 +234,7 @@ class _Run:
             raise FloatingPointError(_why_stopped(window))
 
     def evaluate(self) -> Evaluation | None:
-        """Evaluates after all steps are reported; None without `eval_function`."""
+        """Reports all steps, then evaluates; returns None without `eval_function`."""
         self.report()
         if self.eval_function is None:
             return None
@@ -239,7 +242,7 @@ class _Run:
         params = evaluation_params(state.params, state.opt_state)
         metrics = _evaluation.metric_values(self.eval_function(params))
         evaluation = Evaluation(self.step, metrics)
-        # Called for its check only: a missing metric is reported at the first
+        # Called only for its check: it raises for a missing metric, here at the first
         # evaluation, before any step is taken.
         _evaluation.selected_metric(self.selection, evaluation)
         for monitor in self.monitors:
@@ -272,7 +275,7 @@ class _Run:
         return "should_stop" if should_stop() else None
 
     def save(self) -> None:
-        """Saves the state after all steps are reported."""
+        """Reports all steps, then saves the state."""
         if self.save_function is not None:
             self.report()
             self.save_function(self.run_state)
@@ -286,7 +289,7 @@ class _Run:
         checkpoint is not stopped immediately.
         """
         state = self.run_state.state
-        if self.save_function is not None and int(state.step) > self.first_step:
+        if self.save_function is not None and int(state.step) > self.start_step:
             zero = device_put_like(jnp.int32(0), state.num_bad_in_a_row)
             state = dataclasses.replace(state, num_bad_in_a_row=zero)
             self.save_function(self.run_state._replace(state=state))

@@ -34,12 +34,13 @@ class Folds:
     def training_batches(self, fold: int) -> Iterator[Batch]:
         """Yields batches of the rows of all folds except `fold`, endlessly.
 
-        Each epoch contains all rows in a new order, shuffled by the recipe's seed. A
-        batch may contain rows of two epochs. With gradient accumulation, batches have a
-        first axis of micro-batches.
+        Each epoch contains all of these rows, shuffled by the recipe's seed. A batch
+        may contain rows of two epochs. With gradient accumulation, batches have a first
+        axis of micro-batches.
         """
         rows = np.flatnonzero(self.fold_of_row != fold)
-        # A generator for each fold: the batches of a fold do not depend on the others.
+        # Each fold has its own generator, so that its batches do not depend on those of
+        # other folds.
         rng = np.random.default_rng([self.recipe.seed, fold])
         shape = _batch_shape(self.recipe)
         size = int(np.prod(shape))
@@ -51,7 +52,7 @@ class Folds:
             queue = queue[size:]
 
     def evaluation_batches(self) -> list[list[Batch]]:
-        """Returns the rows of each fold in batches; each row occurs once.
+        """Returns a list of batches for each fold, which contain each of its rows once.
 
         Batches are not larger than the micro-batches of training, so that an evaluation
         does not need more memory. They have at most two sizes, because each size is
@@ -77,9 +78,9 @@ def make_folds(examples: PyTree, num_folds: int, recipe: Recipe) -> Folds:
     The numbers of rows in two folds differ by at most one.
 
     Raises:
-        ValueError: if there are no rows, leaves have different numbers of rows,
-            `num_folds` is not from 2 to the number of rows, or an update uses more
-            rows than there are for training.
+        ValueError: if there are no rows, if leaves have different numbers of rows, if
+            `num_folds` is not from 2 to the number of rows, or if an update uses more
+            rows than remain for training.
         TypeError: if `num_folds` is not a whole number.
     """
     examples = jax.tree.map(np.asarray, examples)
@@ -98,7 +99,8 @@ def make_folds(examples: PyTree, num_folds: int, recipe: Recipe) -> Folds:
             f"{num_rows}, got {num_folds}. Use fewer folds, or more data."
         )
     rng = np.random.default_rng(recipe.seed)
-    # 0, 1, ..., F - 1, 0, 1, ... in random order: the folds have nearly equal sizes.
+    # 0, 1, ..., F - 1, 0, 1, ... in random order, so that the sizes of the folds differ
+    # by at most one.
     fold_of_row = rng.permutation(np.arange(num_rows) % num_folds)
     size = int(np.prod(_batch_shape(recipe)))
     num_training = num_rows - int(np.bincount(fold_of_row).max())

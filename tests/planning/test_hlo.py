@@ -60,14 +60,14 @@ condition=%cond, body=%body
 @pytest.mark.parametrize(("step", "num_rounds"), [(1, 4), (2, 2), (3, 2)])
 def test_reads_the_length_of_a_loop_from_its_condition(step, num_rounds):
     program = Program(LOOP.format(step=step, direction="LT"))
-    assert program.loops() == [True]
+    assert program.are_loop_lengths_known() == [True]
     (gather,) = program.collectives(2)
     assert (gather.num_runs, gather.bytes) == (num_rounds, num_rounds * 4 * 64)
 
 
 def test_a_loop_with_another_condition_has_an_unknown_length():
     program = Program(LOOP.format(step=1, direction="NE"))
-    assert program.loops() == [False]
+    assert program.are_loop_lengths_known() == [False]
     assert program.collectives(2)[0].num_runs == 1
 
 

@@ -161,6 +161,8 @@ def test_a_recipe_with_groups_comes_back_from_json():
 
 # --- groups with their own optimizer
 
+DECAYED = {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 0.5}
+
 
 @references.needs_torch
 def test_groups_of_two_optimizers_follow_torch_with_one_clipping():
@@ -226,7 +228,10 @@ def test_the_optimizer_of_each_parameter_is_explained():
     rows = {leaf.path: leaf for leaf in explain(undecayed, params).leaves}
     assert [n for n, leaf in rows.items() if leaf.is_decayed] == ["wte"]
     assert rows["h.0.kernel"].why_not_decayed == "`weight_decay` is 0"
-    assert not list(doctor(plan, build_optimizer(plan), params))
+    for groups in ([{"pattern": "h.0", "optim": "sgd"}], [{"pattern": "h"} | DECAYED]):
+        judged = doctor(recipe(groups), build_optimizer(recipe(groups)), params)
+        assert not list(judged)
+        assert "groups with their own optimizer" in judged.closing_line
 
 
 def test_a_group_with_another_optimizer_has_none_of_the_recipe_s_arguments():
@@ -240,6 +245,19 @@ def test_a_group_with_another_optimizer_has_none_of_the_recipe_s_arguments():
     _, state = run(build_optimizer(plan), 1)
     nodes = state[1].inner_states
     assert nodes["wte"].inner_state.mu["wte"].shape == (6, 4)
+
+
+def test_arguments_of_muon_are_parsed_by_their_types():
+    args = "matrices=h.1|wte,ns_steps=4,nesterov=False,momentum=0.9"
+    plan = recipe([], optim="muon", optim_args=args)
+    expected = {"matrices": "h.1|wte", "ns_steps": 4, "nesterov": False}
+    assert dict(plan.optim_args) == {**expected, "momentum": 0.9}
+    state = build_optimizer(plan).init(draw(np.random.default_rng(0)))
+    assert [m.shape for m in jax.tree.leaves(state[1].momentum)] == [(4, 4), (6, 4)]
+    with pytest.raises(TypeError, match="must have a string for `matrices`, got 3"):
+        recipe([], optim="muon", optim_args={"matrices": 3})
+    with pytest.raises(TypeError, match="a whole number for `ns_steps`, got 4.5"):
+        recipe([], optim="muon", optim_args={"ns_steps": 4.5})
 
 
 @pytest.mark.parametrize("pattern", ["wte", "bias"])
