@@ -11,6 +11,7 @@ step, and would require custom policies for names and retention.
 import contextlib
 import functools
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from .._io import is_primary_process
 from .._typing import PyTree
 from ._record import (
     Record,
+    changed_moments,
     check_compatible,
     converted_leaves,
     describe,
@@ -151,7 +154,8 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
         is_partial: whether the checkpoint may have further arrays, which are not read.
 
     Raises:
-        ValueError: if names, shapes or dtypes differ from those of `like`.
+        ValueError: if names, shapes or dtypes differ from those of `like`. Moments may
+            change between float32 and bfloat16, which is reported on stderr.
     """
     saved = read_record(path).leaves
     like_by_name = leaves_by_name("like", like)
@@ -165,8 +169,19 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
     unconverted_like = {
         name: leaf for name, leaf in like_by_name.items() if name not in converted
     }
+    changed = changed_moments(saved, unconverted_like)
+    if changed and is_primary_process():
+        first = next(iter(changed))
+        print(
+            f"{len(changed)} moments of {path.name} are converted from "
+            f"{changed[first].dtype} to {like_by_name[first].dtype}.",
+            file=sys.stderr,
+            flush=True,
+        )
     saved_to_compare = {
-        name: spec
+        name: spec._replace(dtype=str(like_by_name[name].dtype))
+        if name in changed
+        else spec
         for name, spec in saved.items()
         if name in unconverted_like or name not in sources
     }
@@ -257,13 +272,21 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
 def _restore_args(leaf: Any) -> Any:
     sharding = _sharding(leaf)
     if sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=_dtype(leaf))
     # The data of a key have one more axis than the key. A partition spec may be shorter
     # than the shape, so that the sharding of the key is valid for its data.
     shape = None if is_key(leaf) else leaf.shape
     return ocp.ArrayRestoreArgs(
-        restore_type=jax.Array, sharding=sharding, global_shape=shape
+        restore_type=jax.Array,
+        sharding=sharding,
+        global_shape=shape,
+        dtype=_dtype(leaf),
     )
+
+
+def _dtype(leaf: Any) -> Any:
+    """Returns the dtype to which a restored leaf is converted; None for a key."""
+    return None if is_key(leaf) else leaf.dtype
 
 
 def _restored_leaf(data: Any, leaf: Any, implementation: str | None) -> Any:

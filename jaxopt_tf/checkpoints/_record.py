@@ -8,6 +8,7 @@ that older versions of this package stored in another form.
 import functools
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,10 @@ from .._typing import PyTree
 # Name of orbax's description of a tree. `PyTreeSave(custom_metadata=...)` stores a dict
 # in it, under the key "custom_metadata".
 RECORD_FILE = "_METADATA"
+
+
+# Fields of optimizer states that may be stored in bfloat16.
+_MOMENT = re.compile(r"(?:^|\.)opt_state\.(?:.*\.)?(?:mu|mu_slow|nu)(?:\.|$)")
 
 
 class LeafSpec(NamedTuple):
@@ -135,6 +140,23 @@ def check_compatible(
             "optimizer and schedule with the settings of the run, or start a new run "
             "in another folder."
         )
+
+
+def changed_moments(
+    saved: Mapping[str, LeafSpec], expected: Mapping[str, Any]
+) -> dict[str, LeafSpec]:
+    """Returns the saved moments that have another low precision in `expected`, by name.
+
+    A moment of an optimizer may be float32 in one part of a run and bfloat16 in
+    another: `mu_dtype` and `nu_dtype` may change.
+    """
+    return {
+        name: saved[name]
+        for name, leaf in expected.items()
+        if name in saved
+        and _MOMENT.search(name)
+        and {saved[name].dtype, str(leaf.dtype)} == {"float32", "bfloat16"}
+    }
 
 
 class ConvertedLeaf(NamedTuple):

@@ -18,7 +18,7 @@ from jaxopt_tf.checkpoints import (
 )
 from jaxopt_tf.checkpoints._digest import DIGEST_FILE, write_checksums
 from jaxopt_tf.checkpoints._restore import find_damage
-from jaxopt_tf.optimizers import sgd_tf
+from jaxopt_tf.optimizers import adamw_tf, sgd_tf
 from jaxopt_tf.schedules import greedy, reduce_lr_on_plateau
 
 LIKE = {"w": jnp.arange(4.0), "rng": jax.random.key(0), "empty": jnp.zeros((0, 3))}
@@ -288,3 +288,34 @@ def test_an_older_state_with_another_smoothing_is_refused(tmp_path):
         checkpoints.save(3, in_arrays_of_32_bits(schedule.init()), {})
     with pytest.raises(ValueError, match="6 only in checkpoint-3 .average"):
         restore_latest(tmp_path, greedy(1e-2).init())
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_moments_may_change_their_dtype_with_a_note(tmp_path, capsys, sharded):
+    params = {"w": jnp.arange(8.0) / 3}
+
+    def like(dtype):
+        optimizer = adamw_tf(1e-3, mu_dtype=dtype)
+        tree = {
+            "opt_state": optimizer.update(params, optimizer.init(params), params)[1]
+        }
+        if not sharded:
+            return tree
+        mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+        spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return jax.device_put(tree, spec)
+
+    with lock_folder(tmp_path) as lock, open_checkpoints(lock) as checkpoints:
+        checkpoints.save(1, like("float32"), {})
+    restored = restore_latest(tmp_path, like("bfloat16")).arrays["opt_state"]
+    assert restored.mu["w"].dtype == jnp.bfloat16
+    expected = like("float32")["opt_state"]
+    np.testing.assert_array_equal(
+        restored.mu["w"], expected.mu["w"].astype(jnp.bfloat16)
+    )
+    np.testing.assert_array_equal(restored.nu["w"], expected.nu["w"])
+    note = "1 moments of checkpoint-1 are converted from float32 to bfloat16."
+    assert note in capsys.readouterr().err
+    other = {"opt_state": expected._replace(mu={"w": jnp.ones(8, jnp.float16)})}
+    with pytest.raises(ValueError, match="another shape or dtype"):
+        restore_latest(tmp_path, other)
