@@ -384,13 +384,13 @@ def _shapes_of_steps() -> Iterator[list[tuple[int, int]]]:
     from jaxopt_tf.jobs import _example_data
 
     seen: list[tuple[int, int]] = []
-    update = _example_data.DeviceBatches._update
+    step_batch = _example_data.DeviceBatches._step_batch
 
-    def noting(self: Any, micro: list[Any]) -> Any:
-        seen.extend(one["input_ids"].shape for one in micro)
-        return update(self, micro)
+    def noting(self: Any, micro_batches: list[Any]) -> Any:
+        seen.extend(one["input_ids"].shape for one in micro_batches)
+        return step_batch(self, micro_batches)
 
-    with mock.patch.object(_example_data.DeviceBatches, "_update", noting):
+    with mock.patch.object(_example_data.DeviceBatches, "_step_batch", noting):
         yield seen
 
 
