@@ -41,6 +41,6 @@ def check_parent_folder(path: Path) -> None:
         )
     if not os.access(path.parent, os.W_OK):
         raise ValueError(
-            f"`path` must be in a writable folder, got {str(path)!r}. Change its "
-            "permissions, or pass another path."
+            f"`path` must be in a writable folder, got {str(path)!r}. Change the "
+            f"permissions of {str(path.parent)!r}, or pass another path."
         )

@@ -89,13 +89,13 @@ def add(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
 
     The sum is exact if a pair can represent it.
     """
-    # `low` and `rest` are the rounding errors of the two sums. First `low + carry` is
-    # added to `high`, then `rest`. The pair is normalized after each addition, so that
-    # `low` stays below half a unit in the last place of `high`.
+    # `low` and `low_error` are the rounding errors of the two sums. First
+    # `low + low_sum` is added to `high`, then `low_error`. The pair is normalized after
+    # each addition, so that `low` stays below half a unit in the last place of `high`.
     high, low = _two_sum(a.high, b.high)
-    carry, rest = _two_sum(a.low, b.low)
-    high, low = _quick_two_sum(high, low + carry)
-    return _pair_where_finite(_quick_two_sum(high, low + rest), a.high + b.high)
+    low_sum, low_error = _two_sum(a.low, b.low)
+    high, low = _quick_two_sum(high, low + low_sum)
+    return _pair_where_finite(_quick_two_sum(high, low + low_error), a.high + b.high)
 
 
 def subtract(a: DoubleFloat, b: DoubleFloat) -> DoubleFloat:
@@ -131,11 +131,12 @@ def sqrt(a: DoubleFloat) -> DoubleFloat:
 
 
 def power(base: float | jax.Array, exponent: jax.Array) -> DoubleFloat:
-    """Returns base ** exponent for a base from 0 to 1, computed by products only.
+    """Returns base ** exponent for a base from 0 to 1.
 
-    Exponentials and logarithms differ between devices by several units in the last
-    place, but products do not. The result is the product of the powers base^(2^k) for
-    the bits k that are set in the exponent.
+    On the device, the power is computed by products only. Exponentials and logarithms
+    differ between devices by several units in the last place, but products do not. The
+    result is the product of the powers base^(2^k) for the bits k that are set in the
+    exponent.
 
     Args:
         base: a Python float; or a float32 array of shape (), for example a
@@ -169,8 +170,8 @@ def to_float32(a: DoubleFloat) -> jax.Array:
 
 def _repeated_squares(base: float | jax.Array) -> DoubleFloat:
     """Returns base, base^2, base^4, ..., base^(2^31); (32,)."""
-    # Powers of a double are computed by NumPy on the host. Powers of an array, which
-    # may be traced, are computed on the device by repeated squaring.
+    # NumPy computes the powers of a Python number on the host, in double precision.
+    # Powers of an array, which may be traced, are computed on the device by products.
     if not isinstance(base, jax.Array):
         return from_float(np.float64(base) ** (2.0 ** np.arange(32)))
 

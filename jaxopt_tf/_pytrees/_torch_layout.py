@@ -1,8 +1,9 @@
 """Layout of a torch tensor relative to the leaf that stores the same parameter.
 
-Adafactor's second moments, its RMS and its clipping depend on the order of the axes and
-on which axes belong to one parameter. A layout describes both. `interop` uses the same
-description to convert parameters and moments between torch tensors and leaves.
+Adafactor's second moments, its RMS and its clipping depend on the order of the axes,
+and on which axes only stack parameters, such as those of layers. A layout describes
+both. `interop` uses the same description to convert parameters and moments between
+torch tensors and leaves.
 """
 
 import dataclasses
@@ -167,10 +168,10 @@ def resolve_layouts(
 ) -> PyTree:
     """Returns a layout for every leaf, as a tree of the structure of `params`.
 
-    A pattern is a regular expression that matches the whole name of a leaf. A rank-4
-    leaf named `kernel` that no pattern matches is assumed to be the HWIO kernel of a
-    Flax convolution. Every other leaf that no pattern matches is assumed to have the
-    same layout in torch as here (`TorchLayout()`).
+    The keys of `layouts` are patterns: regular expressions that must match the whole
+    name of a leaf. A rank-4 leaf named `kernel` that no pattern matches is assumed to
+    be the HWIO kernel of a Flax convolution. Every other leaf that no pattern matches
+    is assumed to have the same layout in torch as here (`TorchLayout()`).
 
     Raises:
         TypeError: if `layouts` is not a mapping from strings to `TorchLayout`.

@@ -161,9 +161,9 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
     like_by_name = leaves_by_name("like", like)
     if is_partial:
         saved = {name: spec for name, spec in saved.items() if name in like_by_name}
-    # Some leaves of `like` are computed from saved leaves of an older format. They are
-    # left out of the comparison. So are the saved leaves that they are computed from,
-    # except those that `like` also contains in the current format.
+    # Some leaves of `like` are computed from saved leaves of an older format. Neither
+    # these leaves nor the saved leaves that they are computed from are compared. A
+    # saved leaf is still compared if `like` has an unconverted leaf of the same name.
     converted = converted_leaves(saved, like_by_name)
     sources = {source for leaf in converted.values() for source in leaf.sources}
     unconverted_like = {
@@ -204,13 +204,13 @@ def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree
         name: leaf.convert(*(data[source] for source in leaf.sources))
         for name, leaf in converted.items()
     }
-    key_implementations = {name: spec.key for name, spec in saved.items()}
+    prng_implementations = {name: spec.key for name, spec in saved.items()}
     like_leaves, structure = jax.tree.flatten(like)
     leaves = [
         _restored_leaf(
             data[name] if leaf.size else np.zeros(leaf.shape, leaf.dtype),
             like_leaf,
-            key_implementations.get(name),
+            prng_implementations.get(name),
         )
         for (name, leaf), like_leaf in zip(
             like_by_name.items(), like_leaves, strict=True

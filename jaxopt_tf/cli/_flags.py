@@ -143,8 +143,8 @@ def build(record: type[_Record], settings: Mapping[str, Any], **given: Any) -> _
 
 def with_flag_names(
     text: str,
-    flags: Collection[str],
-    replacements: Mapping[str, str] = MappingProxyType({}),
+    flag_names: Collection[str],
+    names_in_messages: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Replaces names of arguments in a message by the flags that set them.
 
@@ -152,16 +152,16 @@ def with_flag_names(
 
     Args:
         text: the message.
-        flags: names of the command's flags.
-        replacements: replacements for arguments that are not flags, by argument.
+        flag_names: names of the command's flags.
+        names_in_messages: names that replace those of arguments that are not flags.
     """
 
     def replaced(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
-        if name in replacements:
-            return f"`{replacements[name]}`"
+        if name in names_in_messages:
+            return f"`{names_in_messages[name]}`"
         for flag in (name, _FLAG_OF_ARGUMENT.get(name)):
-            if flag in flags:
+            if flag in flag_names:
                 return f"`--{flag} {value}`" if value else f"`--{flag}`"
         return found[0]
 

@@ -44,8 +44,8 @@ class Generate:
     """
 
     prog: ClassVar[str] = "jaxopt-tf generate RUN"
-    # Replacements in messages for arguments of Python functions that are not flags.
-    argument_replacements: ClassVar[Mapping[str, str]] = MappingProxyType(
+    # Names that replace those of Python arguments, which are not flags, in messages.
+    names_in_messages: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"checkpoint": "RUN", "folder": "RUN"}
     )
 

@@ -100,9 +100,10 @@ def _run(args: Sequence[str]) -> int:
         raise
     except flags.USER_ERRORS as error:
         flags_type = getattr(module, command.flags_type)
-        replacements = getattr(flags_type, "argument_replacements", {})
-        kinds = flags.flag_kinds(flags_type)
-        text = flags.with_flag_names(str(error), kinds, replacements)
+        # Messages name Python arguments; the user knows flags.
+        names_in_messages = getattr(flags_type, "names_in_messages", {})
+        flag_names = flags.flag_kinds(flags_type)
+        text = flags.with_flag_names(str(error), flag_names, names_in_messages)
         print(f"jaxopt-tf: {text}", file=sys.stderr)
         return 2
     except SystemExit as done:  # raised after `--help`

@@ -64,8 +64,8 @@ class Migrate(Origin, RunFlags):
     unused: ClassVar[frozenset[str]] = frozenset(
         {"intended_changes", "resume_from_checkpoint", "num_train_epochs"}
     )
-    # Replacements in messages for arguments of Python functions that are not flags.
-    argument_replacements: ClassVar[Mapping[str, str]] = MappingProxyType(
+    # Names that replace those of Python arguments, which are not flags, in messages.
+    names_in_messages: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "checkpoint": "FOLDER",
             "folder": "FOLDER",

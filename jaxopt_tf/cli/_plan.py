@@ -64,11 +64,13 @@ def plan(args: Sequence[str]) -> int:
         requested = jobs.plan(
             flags.run, devices=flags.devices, shapes_only=flags.shapes_only
         )
-    kinds = flag_kinds(Plan)
+    flag_names = flag_kinds(Plan)
     requested = dataclasses.replace(
         requested,
-        note=with_flag_names(requested.note, kinds),
-        remarks=tuple(with_flag_names(remark, kinds) for remark in requested.remarks),
+        note=with_flag_names(requested.note, flag_names),
+        remarks=tuple(
+            with_flag_names(remark, flag_names) for remark in requested.remarks
+        ),
     )
     planning.print_plan(requested)
     print()

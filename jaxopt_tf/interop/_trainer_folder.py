@@ -29,12 +29,12 @@ _PLAIN_TORCH = (
     "'optimizer.pt')`."
 )
 _ZERO = (
-    "Run `python zero_to_fp32.py . OUT` in it for the parameters; the moments cannot "
-    "be read."
+    "To read the parameters, run `python zero_to_fp32.py . OUT` in the folder; the "
+    "moments cannot be read."
 )
 _FSDP = (
-    "Run `accelerate merge-weights FOLDER OUT` on its pytorch_model_fsdp_0 for the "
-    "parameters, or train with `fsdp_state_dict_type: FULL_STATE_DICT`."
+    "To read the parameters, run `accelerate merge-weights FOLDER/pytorch_model_fsdp_0 "
+    "OUT`, or train with `fsdp_state_dict_type: FULL_STATE_DICT`."
 )
 _PEFT = (
     "Pass `names=models.from_transformers(peft_model).names`, or merge the adapter "
@@ -68,9 +68,9 @@ _OTHER_FRAMEWORKS = (
     ("adapter_model.*", "PEFT, without the base model", _PEFT),
     ("adapter_config.json", "PEFT, without the base model", _PEFT),
 )
-# Models, by `model_type`, whose parameters of equal shape once had another order. The
-# values are the first version of Transformers with that order, and the first version
-# with the current order.
+# Models whose `named_parameters()` once came in another order, in a way that shapes
+# cannot reveal. Keys: `model_type`. Values: the first version of Transformers with that
+# order, and the first version with the current order.
 _OTHER_ORDER = {
     "gemma2": ((4, 45), (4, 47)),
     "jetmoe": ((4, 40), (5, 0)),
@@ -79,9 +79,9 @@ _OTHER_ORDER = {
 }
 _OPTIONAL_FILES = {
     OPTIMIZER: "Without it moments start at 0.",
-    SCHEDULER: "Without it the schedule resumes at `global_step`, without a check that "
-    "this is the schedule's own step; a metric-driven schedule restarts from the "
-    "optimizer's rate.",
+    SCHEDULER: "Without it the schedule resumes at `global_step`; whether scheduler.pt "
+    "had counted the same number of steps cannot be checked. A metric-driven schedule "
+    "restarts from the optimizer's rate.",
     STATE: "Without it the step is that of the schedule, and the log is empty.",
 }
 

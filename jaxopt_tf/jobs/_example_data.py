@@ -130,8 +130,8 @@ class ExampleSource:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExampleCorpus:
-    """Description of a dataset, as text that `open_run` records or prints."""
+class DatasetSummary:
+    """Hash and size of a dataset, as text that `open_run` records or prints."""
 
     fingerprint: str  # hash, `ExampleSource.fingerprint()`
     size: str  # number of examples, such as "1,000 examples"
@@ -140,8 +140,8 @@ class ExampleCorpus:
 
 def is_sequence(dataset: Any) -> bool:
     """Returns whether examples are read by index."""
-    # Recognized by the names of their base classes: datasets of Hugging Face and of
-    # grain that can only be iterated. Neither library is imported.
+    # Datasets of Hugging Face and of grain that can only be iterated are recognized by
+    # the names of their base classes. Neither library is imported.
     names = {base.__name__ for base in type(dataset).__mro__}
     is_iterable_only = bool(names & {"IterableDataset", "IterDataset"})
     has_both = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
@@ -177,19 +177,16 @@ class DeviceBatches:
     Each process collates whole micro-batches and transfers the rows of its devices.
     """
 
-    def __init__(self, model: Model, mesh: Any, num_micro: int):
+    def __init__(self, model: Model, mesh: Any, num_micro_batches: int):
         """Stores the arguments.
 
         Args:
             model: the model.
             mesh: mesh over which rows are sharded.
-            num_micro: maximum number of micro-batches in a step.
+            num_micro_batches: maximum number of micro-batches in a step.
         """
-        self._forward, self._mesh, self._num_micro = (
-            trainer_forward(model),
-            mesh,
-            num_micro,
-        )
+        self._call_spec = trainer_forward(model)
+        self._mesh, self._num_micro_batches = mesh, num_micro_batches
         self._shapes: set[Any] = set()
 
     @property
@@ -199,18 +196,18 @@ class DeviceBatches:
 
     def step_batches(self, batches: Any, start: int) -> Iterator[PyTree]:
         """Yields the batch of each training step, from step `start` on."""
-        for micro in batches.iter_from(start):
-            yield self._step_batch(micro)
+        for micro_batches in batches.iter_from(start):
+            yield self._step_batch(micro_batches)
 
     def evaluation_batch(self, arrays: Mapping[str, np.ndarray]) -> PyTree:
         """Places a batch for the evaluation step on the devices."""
         return self._put(self._with_num_items([arrays])[0], axis=0)
 
-    def _step_batch(self, micro: list[Mapping[str, np.ndarray]]) -> PyTree:
-        counted = self._with_num_items(micro)
+    def _step_batch(self, micro_batches: list[Mapping[str, np.ndarray]]) -> PyTree:
+        counted = self._with_num_items(micro_batches)
         shapes = [_shape_of(one) for one in counted]
         self._note_shape(tuple(shapes))
-        if self._num_micro == 1:
+        if self._num_micro_batches == 1:
             return self._put(counted[0], axis=0)
         if len(set(shapes)) == 1:
             stacked = {n: np.stack([one[n] for one in counted]) for n in counted[0]}
@@ -229,13 +226,13 @@ class DeviceBatches:
             )
 
     def _with_num_items(
-        self, micro: Sequence[Mapping[str, np.ndarray]]
+        self, micro_batches: Sequence[Mapping[str, np.ndarray]]
     ) -> list[dict[str, np.ndarray]]:
         """Adds the number of items of the whole step to each micro-batch."""
-        if self._forward is None:
-            return [dict(one) for one in micro]
-        num_items = np.int32(sum(map(self._forward.num_items, micro)))
-        return [{**one, NUM_ITEMS: np.asarray(num_items)} for one in micro]
+        if self._call_spec is None:
+            return [dict(one) for one in micro_batches]
+        num_items = np.int32(sum(map(self._call_spec.num_items, micro_batches)))
+        return [{**one, NUM_ITEMS: np.asarray(num_items)} for one in micro_batches]
 
     def _put(self, arrays: Mapping[str, np.ndarray], *, axis: int) -> PyTree:
         """Places arrays on the devices, with the rows along `axis` sharded."""
@@ -268,17 +265,17 @@ def label_names(model: Model, job: ExampleJob) -> tuple[str, ...]:
     """Returns the names of the labels that `compute_metrics` receives."""
     if job.label_names is not None:
         return job.label_names
-    forward = trainer_forward(model)
-    return ("labels",) if forward is None else forward.label_names
+    call_spec = trainer_forward(model)
+    return ("labels",) if call_spec is None else call_spec.label_names
 
 
 def _used_columns(model: Model, settings: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Returns the names of the columns to keep; None to keep all."""
     if settings.get("remove_unused_columns") is False:
         return None
-    forward = trainer_forward(model)
-    if forward is not None:
-        return (*forward.columns, *_LABELS, *(settings.get("label_names") or ()))
+    call_spec = trainer_forward(model)
+    if call_spec is not None:
+        return (*call_spec.columns, *_LABELS, *(settings.get("label_names") or ()))
     # A torchax model without Trainer's forward has a loss function of the user, which
     # may take any column.
     return None if isinstance(model, TorchaxModel) else (*_FLAX_COLUMNS, *_LABELS)
@@ -305,7 +302,8 @@ def _check_dataset(dataset: Any, argument: str) -> None:
     if is_sequence(dataset) and len(dataset) > 2**31 - 1:
         raise ValueError(
             f"`{argument}` must have at most 2^31 - 1 examples, got {len(dataset):,}. "
-            "Leave out `repeat`: epochs repeat the examples."
+            "If the dataset was made with `.repeat()`, remove this call: epochs "
+            "already repeat the examples."
         )
 
 

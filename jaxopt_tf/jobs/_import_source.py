@@ -37,14 +37,18 @@ def base_of_adapter(checkpoint: Path, given: Mapping[str, Any]) -> Path:
     saved = read_json_object(checkpoint / _ADAPTER, "checkpoint")
     named = saved.get("base_model_name_or_path")
     base = given.get("model_name_or_path") or named
-    if base is None or not (Path(base) / _CONFIG).is_file():
-        raise ValueError(
-            "`model_name_or_path` must be the folder of the base model on which the "
-            f"adapter in {str(checkpoint)!r} was trained, got "
-            f"{None if base is None else str(base)!r} without {_CONFIG}; the adapter "
-            f"names {named!r}. Download the model, and pass the path of its folder."
-        )
-    return Path(base)
+    if base is not None and (Path(base) / _CONFIG).is_file():
+        return Path(base)
+    model = "the model" if named is None else f"the model {named!r}"
+    if base is None:
+        problem = "but none was given and the adapter names none"
+    else:
+        problem = f"got {str(base)!r}, which has no {_CONFIG}"
+    raise ValueError(
+        "`model_name_or_path` must be the folder of the base model on which the "
+        f"adapter in {str(checkpoint)!r} was trained, {problem}. Download {model}, and "
+        "pass the path of its folder."
+    )
 
 
 def adapter_settings(checkpoint: Path, base: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..models import (
 )
 from ..recipes import Recipe
 from ..sharding import num_batch_shards
-from ._example_data import ExampleCorpus, ExampleSource
+from ._example_data import DatasetSummary, ExampleSource
 from ._example_job import model_identity
 from ._example_plan import check_evaluation, held_out_data, num_examples_of_start
 from ._intervals import with_whole_intervals
@@ -57,10 +57,10 @@ class LabelledRun:
     notes: tuple[str, ...]
 
     @property
-    def corpus(self) -> ExampleCorpus:
+    def data_summary(self) -> DatasetSummary:
         """Record of the data in checkpoints."""
         size = pluralize(self.batches.num_examples, "row")
-        return ExampleCorpus(
+        return DatasetSummary(
             fingerprint=self.examples.fingerprint("train_file"), size=size
         )
 
@@ -185,9 +185,9 @@ def load_model(
 
 
 def _columns(model: TorchaxModel) -> tuple[str, ...]:
-    forward = trainer_forward(model)
-    assert forward is not None
-    return forward.columns
+    call_spec = trainer_forward(model)
+    assert call_spec is not None
+    return call_spec.columns
 
 
 def part_source(

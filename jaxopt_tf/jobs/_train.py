@@ -15,7 +15,7 @@ from ..models import Model, TorchaxModel, from_transformers
 from ..recipes import Recipe
 from ._callbacks import checked_monitors
 from ._example_data import (
-    ExampleCorpus,
+    DatasetSummary,
     ExampleSource,
     collator_of_run,
     training_examples,
@@ -150,13 +150,13 @@ def train(
         model=model_identity(built),
         data=held_out_data(recipe, example_job, held_out),
     )
-    corpus = ExampleCorpus(
+    summary = DatasetSummary(
         fingerprint=source.fingerprint(), size=size_in_words(source.num_examples)
     )
-    config = import_into(config, built, corpus)
+    config = import_into(config, built, summary)
     with (
         training.stop_on_signals() as should_stop,
-        open_run(config, lambda folder: corpus) as run,
+        open_run(config, lambda folder: summary) as run,
     ):
         plan = example_plan(
             config,

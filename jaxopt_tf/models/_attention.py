@@ -91,8 +91,8 @@ def make_attention(
 
     The default on TPUs is "splash" if the dtype is float32 or bfloat16 and sequences
     have at least 128 tokens. The default on NVIDIA GPUs is "cudnn" if cuDNN is
-    installed and supports the call. In all other cases the default is "xla". Machines
-    without a GPU usually have no cuDNN, which matters when they compile for GPUs.
+    installed and supports the call. In all other cases the default is "xla". A machine
+    without a GPU usually has no cuDNN, so that programs it compiles for GPUs use "xla".
 
     On a mesh the function runs in `jax.shard_map`, because XLA does not partition
     kernels. The axes `data` and `fsdp` shard the batch, and `tensor` shards the heads.

@@ -47,12 +47,12 @@ def make_predict(
             "which does not return its logits in evaluations, got "
             f"{model.title!r}. Pass the module of Transformers as `model`."
         )
-    forward = trainer_forward(model)
-    if forward is None:
+    call_spec = trainer_forward(model)
+    if call_spec is None:
         return model.make_logits(mesh=mesh, matmul_precision=matmul_precision)
 
     def predict(params: PyTree, batch: Any) -> Any:
         with use_matmul_precision(matmul_precision):
-            return model.function(forward.predictions, params, dict(batch), mesh=mesh)
+            return model.function(call_spec.predictions, params, dict(batch), mesh=mesh)
 
     return predict

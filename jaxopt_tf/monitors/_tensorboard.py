@@ -45,9 +45,9 @@ def tensorboard(
     Args:
         folder: folder of the event files; created if it does not exist. Each start of a
             run writes one file.
-        first_step: step from which the run resumes. Points after `first_step` that
-            previous starts wrote are hidden. If `first_step` is 0, all points of
-            previous starts are hidden.
+        first_step: the last step that previous starts completed, after which the run
+            resumes; 0 for a new run. Points after `first_step` that previous starts
+            wrote are hidden. If it is 0, all points of previous starts are hidden.
         every: steps between points; at least 1.
         logging_first_step: whether there is a point at step 1, too.
 
@@ -70,8 +70,8 @@ def tensorboard(
             f"`folder` must be a writable folder, got {str(folder)!r}: "
             f"{error.strerror}. Pass another folder, or free space."
         ) from error
-    # Points of earlier files after `first_step` are hidden. A new run (`first_step` 0)
-    # also hides their evaluation at step 0.
+    # `first_step` is the last completed step of previous starts: their points after it
+    # are hidden. A new run (`first_step` 0) also hides their evaluation at step 0.
     file.hide_from(first_step + 1 if first_step else 0)
     pending: list[np.ndarray] = []  # [tags, n] each: steps since the last point
 
@@ -79,7 +79,8 @@ def tensorboard(
         tags, columns = _columns(window.metrics)
         begin, size = 0, len(window.metrics.loss)
         while begin < size:
-            # A point ends at the next multiple of `every`, or with the window.
+            # A slice ends at the next multiple of `every`, where a point is written, or
+            # at the end of the window, where it stays pending.
             end = min(size, begin + every - (window.first_step + begin - 1) % every)
             if logging_first_step and window.first_step + begin == 1:
                 end = begin + 1
@@ -134,11 +135,12 @@ class _EventFile:
         # A record in the TFRecord format: length as uint64, CRC of the length as
         # uint32, content, CRC of the content as uint32; all little-endian.
         content = library.event(wall_time=time.time(), **fields).SerializeToString()
-        rest = b""
+        record = b""
         for part in (struct.pack("<Q", len(content)), content):
-            rest += part + struct.pack("<I", library.masked_crc32c(part))
-        while rest:
-            rest = rest[self._file.write(rest) :]
+            record += part + struct.pack("<I", library.masked_crc32c(part))
+        unwritten = record
+        while unwritten:
+            unwritten = unwritten[self._file.write(unwritten) :]
 
 
 @functools.cache

@@ -122,7 +122,8 @@ def is_clipped(opt_state: PyTree) -> jax.Array:
 def _check_shards(updates: PyTree, params: PyTree | None) -> None:
     """Raises if a gradient varies along other mesh axes than its parameter.
 
-    Such a gradient was not summed over a mesh axis, or was summed twice.
+    Such a gradient was not summed over an axis along which the parameter is replicated,
+    or was summed over one along which it is sharded.
     """
     named_params = dict(_pytrees.named_leaves(params))
     wrong = [

@@ -59,7 +59,7 @@ class Instruction(NamedTuple):
     name: str
     arrays: list[Array]  # results
     op: str  # operation, such as "fusion" or "all-reduce-start"
-    operands: list[str]  # names; number of a parameter, value of a constant
+    operands: list[str]  # names; for a parameter its number, for a constant its value
     attributes: str  # rest of the line
     is_root: bool  # whether its result is that of the computation
 
@@ -93,7 +93,7 @@ class Program:
         computations: instructions by the name of their computation.
         aliased: numbers of the parameters whose memory is reused for results.
         entry: instructions of the main computation.
-        runs: runs by the name of the computation, of those that a step runs.
+        runs: `Runs` of each computation that a step executes, by its name.
     """
 
     def __init__(self, text: str) -> None:
@@ -149,9 +149,8 @@ class Program:
             return None
         if stated := _TRIP_COUNT.search(instruction.attributes):
             return int(stated[1])
-        condition, body = (
-            self._callee(instruction, name) for name in ("condition", "body")
-        )
+        condition = self._callee(instruction, "condition")
+        body = self._callee(instruction, "body")
         root = next((x for x in condition if x.is_root and x.op == "compare"), None)
         if root is None or "direction=LT" not in root.attributes:
             return None
@@ -172,8 +171,10 @@ class Program:
         if added is not None and (invariant_index := _tuple_index(added)) is not None:
             # The increment is a constant that the caller stored in the loop's state.
             caller = next(c for c in self.computations.values() if loop in c)
-            start = _find_instruction(caller, loop.operands[0])
-            added = start and _find_instruction(caller, start.operands[invariant_index])
+            initial_state = _find_instruction(caller, loop.operands[0])
+            added = initial_state and _find_instruction(
+                caller, initial_state.operands[invariant_index]
+            )
             if added is not None and added.op == "copy":
                 added = _find_instruction(caller, added.operands[0])
         if added is None or added.op != "constant":
@@ -242,14 +243,14 @@ class Program:
             for operand in set(member.operands):
                 users.setdefault(operand, []).append(member)
         by_name = {member.name: member for member in fused}
-        num_read = sum(
-            min(size, sum(_num_read(user, name, size, users) for user in users[name]))
+        bytes_read = sum(
+            min(size, sum(_bytes_read(user, name, size, users) for user in users[name]))
             for name, size in inputs.items()
             if name in users
         )
         root = next((member for member in fused if member.is_root), instruction)
         results = root.operands if root.op == "tuple" else [root.name]
-        num_written = 0
+        bytes_written = 0
         for array, name in zip(instruction.arrays, results, strict=False):
             result = by_name.get(name)
             while result is not None and result.op == "bitcast":
@@ -259,8 +260,8 @@ class Program:
                 part = by_name.get(result.operands[1])
                 size = sizes.get(result.operands[1], size)
                 size = size if part is None else part.arrays[0].num_bytes
-            num_written += 0 if array.is_on_chip else size
-        return num_read + num_written
+            bytes_written += 0 if array.is_on_chip else size
+        return bytes_read + bytes_written
 
     def collectives(self, num_devices: int) -> tuple[Collective, ...]:
         """Returns the collectives by kind, in descending order of their bytes.
@@ -309,13 +310,13 @@ def _parse_instruction(line: str) -> list[Instruction]:
     return [Instruction(name, arrays, op, names, attributes, root is not None)]
 
 
-def _num_read(
+def _bytes_read(
     user: Instruction, name: str, size: int, users: dict[str, list[Instruction]]
 ) -> int:
     """Returns the bytes of the array `name` that an instruction of a fusion reads."""
     if user.op == "bitcast":
         further = users.get(user.name, ())
-        return sum(_num_read(member, user.name, size, users) for member in further)
+        return sum(_bytes_read(member, user.name, size, users) for member in further)
     if user.op == "dynamic-slice" and name == user.operands[0]:
         return user.arrays[0].num_bytes
     # An array that is updated in place is not read.
@@ -345,7 +346,8 @@ def _tuple_index(instruction: Instruction | None) -> int | None:
 def _callees(
     instruction: Instruction, caller: Runs, trips: int | None
 ) -> Iterator[tuple[str, Runs]]:
-    # Other operations run the computations that they call in their own kernel.
+    # All operations except these three fuse the computations that they call into their
+    # own kernel.
     is_fusing = instruction.op not in ("while", "call", "conditional")
     for kind, names in _CALLEES.findall(instruction.attributes):
         count = caller.num_runs
@@ -390,11 +392,9 @@ def _group_size(attributes: str, num_devices: int) -> int:
         return listed[1].count(",") + 1
     if group_shape := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
         return int(group_shape[1])
-    mesh_groups = re.search(
-        r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes
-    )
-    if mesh_groups:
-        axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh_groups[1]))
-        names = re.findall(r"'(\w+)'", mesh_groups[2])
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
+    if mesh:
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        names = re.findall(r"'(\w+)'", mesh[2])
         return math.prod(int(axes.get(name, 1)) for name in names)
     return num_devices

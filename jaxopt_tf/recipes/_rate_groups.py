@@ -34,8 +34,9 @@ class ParamGroup:
             that of the recipe.
         optim: name of the group's optimizer, as in `Recipe`; None for that of the
             recipe.
-        optim_args: further arguments of the optimizer, stored as sorted pairs. None for
-            those of the recipe, or for none if the group has another optimizer.
+        optim_args: further arguments of the optimizer, stored as sorted pairs; None for
+            those of the recipe; if the group has its own `optim`, None means no
+            arguments.
         weight_decay: coefficient of weight decay; None for that of the recipe.
         adam_beta1: see `Recipe`; None for that of the recipe.
         adam_beta2: see `Recipe`; None for that of the recipe.
@@ -83,7 +84,8 @@ class ParamGroup:
         if isinstance(args, str):
             args = optim_args_from_string(args)
         if args is not None or self.optim is not None:
-            # Arguments of the recipe belong to another optimizer.
+            # With its own optimizer, a group must not inherit the recipe's arguments,
+            # so None becomes an empty tuple.
             pairs = sorted_pairs(args, "optim_args")
             object.__setattr__(self, "optim_args", pairs)
 
@@ -145,10 +147,9 @@ def read_rate_groups(given: Any) -> tuple[ParamGroup, ...]:
     ]
     if not is_list or not all(isinstance(group, ParamGroup) for group in groups):
         raise TypeError(
-            "`rate_groups` must be a list of `ParamGroup` or of objects with "
-            "`pattern` and `factor`, `learning_rate`, `lr_scheduler_type`, "
-            "`lr_scheduler_kwargs`, `warmup_steps`, `optim`, `optim_args` or others, "
-            f"got {given!r}."
+            "`rate_groups` must be a list of `ParamGroup` or of mappings with "
+            "'pattern' and any other fields of `ParamGroup`, such as 'factor' or "
+            f"'learning_rate', got {given!r}."
         )
     patterns = [group.pattern for group in groups]
     for pattern in patterns:

@@ -83,11 +83,13 @@ def get_scheduler(
     # are decorated, but `inspect.signature` returns their original parameters.
     parameters = dict(inspect.signature(function).parameters)
     del parameters["learning_rate"]
-    given = {
+    both_counts = {
         "num_warmup_steps": num_warmup_steps,
         "num_training_steps": num_training_steps,
     }
-    counts = {count: value for count, value in given.items() if count in parameters}
+    counts = {
+        count: value for count, value in both_counts.items() if count in parameters
+    }
     required = [key for key, p in parameters.items() if p.default is p.empty]
     for count, value in counts.items():
         if value is None and count in required:
@@ -96,7 +98,7 @@ def get_scheduler(
                 "steps, which may be 0."
             )
     options = dict(scheduler_specific_kwargs or {})
-    known = [key for key in parameters if key not in given]
+    known = [key for key in parameters if key not in both_counts]
     unknown = [option for option in options if option not in known]
     if unknown:
         listed = ", ".join(map(repr, known)) or "none"

@@ -84,7 +84,7 @@ def train(
     save_best: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Trains until step `max_steps`; the steps before `start` count.
+    """Trains until step `max_steps`, which includes the steps made before `start`.
 
     The host does not wait for the device at every step: it dispatches steps, and
     fetches the metrics of a window of steps while the next window is computed. If
@@ -101,13 +101,14 @@ def train(
         monitors: receive every window of steps and every evaluation; closed at the end,
             also if the run is interrupted.
         evaluate: function from params to evaluation metrics, see `make_evaluate`;
-            called before step 1 (for monitors only), every `eval_steps` and after the
-            last step. If the optimizer averages the parameters, `evaluate` receives the
-            average, see `evaluation_params`.
+            called before step 1 (this result goes to monitors, not to `selection` or
+            `metric_schedule`), every `eval_steps` and after the last step. If the
+            optimizer averages the parameters, `evaluate` receives the average, see
+            `evaluation_params`.
         eval_steps: steps between evaluations; None to evaluate only at start and end.
         selection: settings of model selection and early stopping.
-        metric_schedule: sets the rate after every evaluation except the first. The
-            optimizer must be built with a float as its rate.
+        metric_schedule: sets the rate after every evaluation except the one before step
+            1. The optimizer must be built with a float as its rate.
         save: function that saves a `RunState`, see `save_run_state`; called every
             `save_steps`, when the run ends, and when it is stopped.
         save_steps: steps between saves; None to save only at the end.
@@ -211,7 +212,8 @@ class _Run:
         """Reports the metrics of the oldest `num_steps` (None for all) to monitors.
 
         Raises:
-            FloatingPointError: if a step has stopped the run, after it was reported.
+            FloatingPointError: if a step has stopped the run; raised after this step is
+                reported.
         """
         if not self.pending:
             return

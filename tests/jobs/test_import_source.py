@@ -60,8 +60,12 @@ def test_refuses_settings_that_a_run_does_not_have(write, tmp_path, changes, mes
 
 
 def test_the_base_model_must_be_a_folder_that_exists(write, tmp_path):
-    with pytest.raises(ValueError, match=r"`model_name_or_path` must be .*'org/base'"):
+    with pytest.raises(ValueError, match="got 'org/base', which has no config.json"):
         base_of_adapter(write(), {})
+    with pytest.raises(ValueError, match="none was given and the adapter names none"):
+        base_of_adapter(write(base_model_name_or_path=None), {})
+    with pytest.raises(ValueError, match="got 'no', .* Download the model 'org/base'"):
+        base_of_adapter(write(), {"model_name_or_path": "no"})
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
