@@ -7,6 +7,7 @@ import numpy as np
 
 from ..recipes import Recipe
 from ._arrays import as_tensor
+from ._extras import import_extra
 from ._schedule_free import settings_from_recipe
 
 # Settings of a group that no recipe changes, with the values of torch 2.13's AdamW and
@@ -136,7 +137,7 @@ def stable_adamw_group(
 
     Source: torch-optimi 0.3.3 `stableadamw.py`, `_init_group`.
     """
-    import torch
+    torch = import_extra("torch")
 
     counts = {int(entry.pop("step")) if entry else 0 for entry in entries} or {0}
     if len(counts) > 1:

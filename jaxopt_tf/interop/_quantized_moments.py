@@ -14,6 +14,7 @@ import numpy as np
 from .. import _checks
 from ..optimizers import QuantizedMoment, TorchaoMoment, TorchLayout
 from ._arrays import as_numpy, as_tensor, check_finite, device_put_like
+from ._extras import import_extra
 from ._state_dict import FlatEntries, TorchState
 from ._state_keys import BITSANDBYTES_KEYS, BITSANDBYTES_NESTED
 from ._tensor_slices import TensorSlice, leaf_from_tensors
@@ -172,7 +173,7 @@ def bitsandbytes_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
         entry: `step`, and for each moment its array, or the result of
             `quantized_to_torch`.
     """
-    import torch
+    torch = import_extra("torch")
 
     arrays: dict[str, Any] = {}
     for key, value in entry.items():

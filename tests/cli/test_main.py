@@ -107,11 +107,11 @@ def test_commands_have_flags_that_they_use(capsys):
             "low:high:linear on the command line",
             "`path`",
         ),
-        ("train --rate_groups 3", "objects with `pattern`", "__init__"),
+        ("train --rate_groups 3", "mappings with 'pattern'", "__init__"),
         ("train --rate_groups {}", "must have a `pattern` in each group", "__init__"),
         ('train --rate_groups [{"patern":1}]', "Did you mean 'pattern'?", "__init__"),
         ("schedule greedy", "curves.png of a run shows them", "plot_run"),
-        ("train --optim paged_ademamix_32bit", "or use 'adamw_torch'", "`folder`"),
+        ("train --optim galore_adamw", "use 'adamw_torch'", "`folder`"),
         (
             "train --ignore_fields fp16",
             "`--ignore_fields` must be given with `--config`",

@@ -104,7 +104,7 @@ def test_pretokenized_files_require_vocab_size():
 def test_all_conflicts_are_in_one_message():
     with pytest.raises(ValueError, match="`n_embd`") as refused:
         parsed(
-            "--n_embd 15 --optim lomo --text a.npy b.txt --load_best_model_at_end "
+            "--n_embd 15 --optim grokadamw --text a.npy b.txt --load_best_model_at_end "
             "--early_stopping_threshold 1 --eos_token_id 3"
         )
     named = re.findall(r"^ *`(\w+)` must", str(refused.value), re.MULTILINE)

@@ -341,7 +341,7 @@ def test_wrong_arguments_are_refused(batch):
         model.make_loss()(params, batch)
     with pytest.raises(ValueError, match="`label_smoothing_factor` must be 0"):
         model.make_loss(label_smoothing_factor=0.1)
-    with pytest.raises(ValueError, match="`model` must be one of the Flax models"):
+    with pytest.raises(ValueError, match="`model` must be a causal language model"):
         model.make_generate()
 
 

@@ -28,6 +28,7 @@ def test_has_the_defaults_of_training_arguments():
         "adam_epsilon": 1e-8,
         "max_grad_norm": 1.0,
         "label_smoothing_factor": 0.0,
+        "ema_decay": None,
         "seed": 42,
     }
 
@@ -37,7 +38,7 @@ def test_has_the_names_and_defaults_of_training_arguments():
     from transformers import TrainingArguments
 
     theirs = {f.name: f for f in dataclasses.fields(TrainingArguments)}
-    ours = {"decay_rule", "rate_groups"}
+    ours = {"decay_rule", "rate_groups", "ema_decay"}
     # Theirs is -1 for "as epochs have it", and another AdamW for newer torch.
     others = {"max_steps", "optim", "lr_scheduler_kwargs", "optim_args"}
     for field in dataclasses.fields(Recipe):
