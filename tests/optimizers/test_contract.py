@@ -29,7 +29,6 @@ from jaxopt_tf.optimizers import (
     muon_tf,
     rmsprop_tf,
     schedule_free_adamw_tf,
-    schedule_free_radam_tf,
     schedule_free_sgd_tf,
     sgd_tf,
     stable_adamw_tf,
@@ -88,9 +87,6 @@ TRANSFORMATIONS = {
     "schedule_free_adamw_tf": lambda: schedule_free_adamw_tf(
         1e-3, weight_decay=0.1, warmup_steps=3
     ),
-    "schedule_free_radam_tf": lambda: schedule_free_radam_tf(
-        rising, r=0.5, silent_sgd_phase=False
-    ),
     "schedule_free_sgd_tf": lambda: schedule_free_sgd_tf(1e-3, weight_decay=0.1),
     "sgd_tf, ema_params": lambda: optax.chain(sgd_tf(1e-3), ema_params(0.9)),
     "clip, adamw_tf": lambda: optax.chain(clip(1.0), adamw_tf(rising)),
@@ -101,7 +97,7 @@ OPTIMIZERS = [name for name in TRANSFORMATIONS if name != "clip"]
 # Without variants: for wrappers and models, which see the kinds of state only.
 VARIANTS = {
     *("adamw_tf exact", "adamw_tf own moments", "adafactor_tf", "adafactor_trainer"),
-    *("sgd_tf", "rmsprop_tf", "schedule_free_radam_tf", "schedule_free_sgd_tf"),
+    *("sgd_tf", "rmsprop_tf", "schedule_free_sgd_tf"),
 }
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
