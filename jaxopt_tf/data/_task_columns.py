@@ -20,6 +20,7 @@ Task = Literal[
     "seq2seq",
     "image-classification",
 ]
+# Labelled tasks that `jaxopt-tf train` and `jobs.train_labelled` train.
 TASKS: tuple[Task, ...] = (
     "sequence-classification",
     "token-classification",
