@@ -46,7 +46,8 @@ class Metrics:
     """Metrics of one step; float64 instead of float32 if a parameter is float64."""
 
     loss: jax.Array  # (), float32: mean over the batch's items, before the update
-    learning_rate: jax.Array  # (), float32: rate of this update; NaN if unknown
+    # (), float32: rate of this update, the largest of several; NaN if there is none
+    learning_rate: jax.Array
     norms: Norms  # norms of the whole tree
     num_items: jax.Array  # (), float32: number of items of the loss, such as tokens
     is_clipped: jax.Array  # (), bool: whether `clip` scaled the gradients down

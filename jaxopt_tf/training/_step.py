@@ -1,5 +1,6 @@
 """Compiled training step: (state, batch) -> (state, metrics)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -202,9 +203,11 @@ def _layers(grads: PyTree, updates: PyTree, params: PyTree) -> dict[str, Norms]:
 
 
 def _learning_rate(opt_state: PyTree) -> jax.Array:
-    """Returns the rate in the optimizer's state; NaN unless there is exactly one."""
+    """Returns the largest rate in the optimizer's state; NaN if there is none."""
     try:
         rate = get_learning_rate(opt_state)
     except ValueError:
-        rate = {}
-    return jnp.full((), jnp.nan, jnp.float32) if isinstance(rate, dict) else rate
+        return jnp.full((), jnp.nan, jnp.float32)
+    if isinstance(rate, dict):
+        return functools.reduce(jnp.maximum, rate.values())
+    return rate

@@ -87,6 +87,15 @@ def test_reports_the_rate_that_the_update_used(params, batch):
         assert float(metrics.learning_rate) == float(schedule(step))
 
 
+def test_reports_the_largest_rate_of_several_groups(params, batch):
+    groups = {"fast": adamw_tf(0.5), "slow": adamw_tf(0.1)}
+    names = jax.tree.map(lambda x: "slow" if x.ndim > 1 else "fast", params)
+    optimizer = optax.multi_transform(groups, names)
+    train_step = make_train_step(loss_fn, optimizer)
+    _, metrics = train_step(init_train_state(params, optimizer), batch)
+    assert float(metrics.learning_rate) == 0.5
+
+
 def test_reports_no_rate_where_the_optimizer_keeps_none(params, batch):
     optimizer = optax.sgd(0.1)
     train_step = make_train_step(loss_fn, optimizer)
