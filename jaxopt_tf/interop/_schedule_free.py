@@ -133,21 +133,21 @@ def training_params(
     """
     if not groups or groups[0].get("train_mode", True):
         return params
-    return _moved_to_z(params, opt_state, 1.0 - _x_weight(groups[0]))
+    return _interpolated_to_z(params, opt_state, 1.0 - _x_weight(groups[0]))
 
 
 def mean_params(
     params: PyTree, opt_state: PyTree, groups: Sequence[Mapping[str, Any]]
 ) -> PyTree:
     """Returns x for parameters of training, as `eval` of schedulefree does."""
-    return _moved_to_z(params, opt_state, 1.0 - 1.0 / _x_weight(groups[0]))
+    return _interpolated_to_z(params, opt_state, 1.0 - 1.0 / _x_weight(groups[0]))
 
 
 def _x_weight(group: Mapping[str, Any]) -> float:
     return float(group["betas"][0] if "betas" in group else group["momentum"])
 
 
-def _moved_to_z(params: PyTree, opt_state: PyTree, weight: float) -> PyTree:
+def _interpolated_to_z(params: PyTree, opt_state: PyTree, weight: float) -> PyTree:
     """Returns p + weight * (z - p), rounded as torch's `lerp_` on a CPU.
 
     The optimizers of this package compute the same with another rounding, so that only

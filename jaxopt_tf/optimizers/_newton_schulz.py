@@ -207,10 +207,10 @@ class _Division(NamedTuple):
         if sharding is None:
             return x
         if self.is_explicit:
-            placed: jax.Array = jax.sharding.reshard(x, sharding)
+            resharded: jax.Array = jax.sharding.reshard(x, sharding)
         else:
-            placed = jax.lax.with_sharding_constraint(x, sharding)
-        return placed
+            resharded = jax.lax.with_sharding_constraint(x, sharding)
+        return resharded
 
 
 def _names(entry: Any) -> tuple[str, ...]:

@@ -153,7 +153,7 @@ class Quantizer:
         least_scale: lower limit of the scales.
         whole_blocks: whether a tensor that is no multiple of a block stays float32.
         skips_embeddings: whether embeddings stay float32.
-        moment_type: type of the moments, by which the libraries can be told apart.
+        moment_type: type of the moments, which identifies the library.
     """
 
     signed: Levels
