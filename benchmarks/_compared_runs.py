@@ -1,7 +1,7 @@
 """Runs of Trainer and of this package that are compared, and their checkpoints."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,12 +76,57 @@ def our_losses(folder: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
+def losses_and_evaluations(
+    log: Iterable[Mapping[str, Any]],
+) -> tuple[dict[int, float], dict[int, dict[str, float]]]:
+    """Returns the losses and the metrics of evaluations in a log, by step.
+
+    Args:
+        log: `log_history` of Trainer, or the records in metrics.jsonl.
+    """
+    records = list(log)
+    losses = {record["step"]: record["loss"] for record in records if "loss" in record}
+    evaluations = {
+        record["step"]: {
+            name.removeprefix("eval_"): value for name, value in record.items()
+        }
+        for record in records
+        if "eval_loss" in record and record["step"] > 0
+    }
+    return losses, evaluations
+
+
+def our_log(folder: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """Returns the log of a run of this package, and the step of its best evaluation."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return [json.loads(line) for line in lines], state["best_global_step"]
+
+
 def difference(
     ours: Mapping[int, float], theirs: Mapping[int, float], after: int
 ) -> float:
-    """Returns the largest relative difference of the losses of all later steps."""
+    """Returns the largest relative difference of the losses of all later steps.
+
+    Raises:
+        KeyError: if a run has no loss of a step.
+    """
     steps = range(after + 1, max(theirs) + 1)
-    return max(abs(ours[n] - theirs[n]) / theirs[n] for n in steps)
+    return relative_difference(ours, {n: theirs[n] for n in steps})
+
+
+def relative_difference(
+    ours: Mapping[int, float], theirs: Mapping[int, float], after: int = 0
+) -> float:
+    """Returns the largest relative difference of the numbers of all later steps.
+
+    Args:
+        ours: numbers by step.
+        theirs: the same of Trainer, which determines the steps.
+        after: last step that is not compared.
+    """
+    steps = [step for step in theirs if step > after]
+    return max(abs(ours[n] - theirs[n]) / abs(theirs[n]) for n in steps)
 
 
 def optimizer_arrays(checkpoint: Path) -> Iterator[tuple[str, np.ndarray]]:

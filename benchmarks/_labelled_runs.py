@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks._compared_runs import losses_and_evaluations, our_log
 from jaxopt_tf import jobs
 
 # Texts are cut at this number of tokens, and targets at the second one.
@@ -202,9 +203,8 @@ def here(
             **settings,
         }
     )
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    state = json.loads((folder / "trainer_state.json").read_text())
-    return _ended([json.loads(line) for line in lines], state["best_global_step"])
+    log, best_step = our_log(folder)
+    return Ended(*losses_and_evaluations(log), best_step)
 
 
 def by_trainer(
@@ -241,29 +241,7 @@ def by_trainer(
     trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
     state = trainer.state
     shutil.rmtree(folder / "logs", ignore_errors=True)
-    return _ended(state.log_history, state.best_global_step)
-
-
-def _ended(log: Sequence[Mapping[str, Any]], best_step: int | None) -> Ended:
-    return Ended(
-        {entry["step"]: entry["loss"] for entry in log if "loss" in entry},
-        {
-            entry["step"]: {
-                name.removeprefix("eval_"): value for name, value in entry.items()
-            }
-            for entry in log
-            if "eval_loss" in entry and entry["step"] > 0
-        },
-        best_step,
-    )
-
-
-def relative_difference(
-    ours: Mapping[int, float], theirs: Mapping[int, float], after: int = 0
-) -> float:
-    """Returns the largest relative difference of the numbers of all later steps."""
-    steps = [step for step in theirs if step > after]
-    return max(abs(ours[n] - theirs[n]) / abs(theirs[n]) for n in steps)
+    return Ended(*losses_and_evaluations(state.log_history), state.best_global_step)
 
 
 def metric_difference(ours: Ended, theirs: Ended, names: Sequence[str]) -> float:

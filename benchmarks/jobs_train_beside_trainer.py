@@ -12,7 +12,6 @@ model. After half of the epochs each side continues the other's checkpoint.
 """
 
 import copy
-import json
 import logging
 import math
 import tempfile
@@ -25,6 +24,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks._compared_runs import (
+    losses_and_evaluations,
+    our_log,
+    relative_difference,
+)
 from benchmarks._report import Row, main
 from jaxopt_tf import jobs
 
@@ -47,7 +51,7 @@ class Ended(NamedTuple):
 
     losses: dict[int, float]  # by step
     evaluations: dict[int, dict[str, float]]  # by step
-    best_step: int
+    best_step: int | None
     params: dict[str, np.ndarray]  # the best ones
 
 
@@ -73,7 +77,7 @@ def _case(task: Task, work: Path, num_epochs: int) -> Iterator[Row]:
     ours = _here(task, work / "ours", num_epochs)
     yield Row(
         claim=f"{name}: loss of each of {len(theirs.losses)} steps, against Trainer's",
-        value=_difference(ours.losses, theirs.losses),
+        value=relative_difference(ours.losses, theirs.losses),
         unit="relative",
         limit=LIMIT,
         detail=f"{theirs.losses[1]:.3f} to {theirs.losses[max(theirs.losses)]:.3f}",
@@ -84,7 +88,7 @@ def _case(task: Task, work: Path, num_epochs: int) -> Iterator[Row]:
     ]
     yield Row(
         claim=f"{name}: evaluation loss after each epoch",
-        value=_difference(*losses),
+        value=relative_difference(*losses),
         unit="relative",
         limit=LIMIT,
     )
@@ -114,7 +118,7 @@ def _case(task: Task, work: Path, num_epochs: int) -> Iterator[Row]:
     continued = _here(task, work / "here", num_epochs, resume_from=checkpoint)
     yield Row(
         claim=f"{name}: Trainer to step {half}, then here: loss of each step after it",
-        value=_difference(continued.losses, theirs.losses, half),
+        value=relative_difference(continued.losses, theirs.losses, half),
         unit="relative",
         limit=LIMIT,
     )
@@ -123,7 +127,7 @@ def _case(task: Task, work: Path, num_epochs: int) -> Iterator[Row]:
     continued = _by_trainer(task, work / "there", num_epochs, resume_from=exported)
     yield Row(
         claim=f"{name}: here to step {half}, then Trainer: loss of each step after it",
-        value=_difference(continued.losses, theirs.losses, half),
+        value=relative_difference(continued.losses, theirs.losses, half),
         unit="relative",
         limit=LIMIT,
     )
@@ -319,10 +323,8 @@ def _here(
         resume_from_checkpoint=resume_from,
         **task.data,
     )
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    state = json.loads((folder / "trainer_state.json").read_text())
     best = type(task.module).from_pretrained(result.folder)
-    return _ended([json.loads(line) for line in lines], state["best_global_step"], best)
+    return _ended(*our_log(folder), best)
 
 
 def _by_trainer(
@@ -339,27 +341,9 @@ def _by_trainer(
     return _ended(state.log_history, state.best_global_step, trainer.model)
 
 
-def _ended(log: list[dict[str, Any]], best_step: int, module: Any) -> Ended:
-    return Ended(
-        {entry["step"]: entry["loss"] for entry in log if "loss" in entry},
-        {
-            entry["step"]: {
-                name.removeprefix("eval_"): value for name, value in entry.items()
-            }
-            for entry in log
-            if "eval_loss" in entry and entry["step"] > 0
-        },
-        best_step,
-        {name: p.detach().numpy() for name, p in module.named_parameters()},
-    )
-
-
-def _difference(
-    ours: Mapping[int, float], theirs: Mapping[int, float], after: int = 0
-) -> float:
-    """Returns the largest relative difference of the numbers of all later steps."""
-    steps = [step for step in theirs if step > after]
-    return max(abs(ours[n] - theirs[n]) / abs(theirs[n]) for n in steps)
+def _ended(log: list[dict[str, Any]], best_step: int | None, module: Any) -> Ended:
+    params = {name: p.detach().numpy() for name, p in module.named_parameters()}
+    return Ended(*losses_and_evaluations(log), best_step, params)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import numpy as np
 
 from benchmarks import _labelled_runs as runs
 from benchmarks import _processes
+from benchmarks._compared_runs import relative_difference
 from benchmarks._labelled_runs import Ended, Task
 from benchmarks._report import Row, report
 from jaxopt_tf import jobs
@@ -59,7 +60,7 @@ def _compared(task: Task, work: Path, num_epochs: int) -> Iterator[Row]:
     num_steps = max(theirs.losses)
     yield Row(
         claim=f"{name}: loss of each of {num_steps} steps, against Trainer's",
-        value=runs.relative_difference(ours.losses, theirs.losses),
+        value=relative_difference(ours.losses, theirs.losses),
         unit="relative",
         limit=LIMIT,
         detail=f"{theirs.losses[1]:.3f} to {theirs.losses[num_steps]:.3f}",
@@ -70,7 +71,7 @@ def _compared(task: Task, work: Path, num_epochs: int) -> Iterator[Row]:
     ]
     yield Row(
         claim=f"{name}: evaluation loss after each of {num_epochs} epochs",
-        value=runs.relative_difference(*losses),
+        value=relative_difference(*losses),
         unit="relative",
         limit=LIMIT,
     )
@@ -100,7 +101,7 @@ def _compared(task: Task, work: Path, num_epochs: int) -> Iterator[Row]:
     )
     yield Row(
         claim=f"{name}: Trainer to step {half}, then here: loss of each step after it",
-        value=runs.relative_difference(continued.losses, theirs.losses, half),
+        value=relative_difference(continued.losses, theirs.losses, half),
         unit="relative",
         limit=LIMIT,
     )
@@ -111,7 +112,7 @@ def _compared(task: Task, work: Path, num_epochs: int) -> Iterator[Row]:
     )
     yield Row(
         claim=f"{name}: here to step {half}, then Trainer: loss of each step after it",
-        value=runs.relative_difference(continued.losses, theirs.losses, half),
+        value=relative_difference(continued.losses, theirs.losses, half),
         unit="relative",
         limit=LIMIT,
     )

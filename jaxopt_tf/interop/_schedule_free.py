@@ -27,7 +27,8 @@ def settings_from_recipe(recipe: Recipe) -> dict[str, Any]:
 
     Source: transformers 5.23 `trainer_optimizer.py`, `_get_schedule_free_optimizer`.
     """
-    optim_args: dict[str, Any] = dict(recipe.optim_args)  # type: ignore[arg-type]  # pairs
+    pairs: Any = recipe.optim_args  # a tuple of names and values
+    optim_args: dict[str, Any] = dict(pairs)
     settings: dict[str, Any] = {
         "foreach": True,
         "r": float(optim_args.get("r", 0.0)),

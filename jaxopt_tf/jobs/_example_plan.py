@@ -28,7 +28,7 @@ from ._job import Job
 from ._report import build_monitors, model_and_recipe
 from ._run_core import RunPlan, run_mesh
 from ._run_folder import OpenRun, sequences_of_last_start
-from ._setup import setup_of
+from ._setup import Setup, setup_of
 
 
 def example_plan(
@@ -65,18 +65,11 @@ def example_plan(
     """
     recipe, job = config.recipe, config.job
     mesh = run_mesh(job)
-    setup = setup_of(model, recipe, job, mesh)
-    if jax.tree.leaves(setup.frozen):
-        placed = jax.tree.map(lambda x: x.sharding, setup.frozen)
-        frozen = model.init_frozen(recipe.seed)
-        setup = setup.with_frozen(jax.device_put(frozen, placed))
+    setup = _with_frozen(setup_of(model, recipe, job, mesh), model, recipe.seed)
     on_devices = DeviceBatches(model, mesh, recipe.gradient_accumulation_steps)
     evaluate = None
     if held_out is not None:
-        per_device = job.per_device_eval_batch_size
-        size = run.num_sequences
-        if per_device is not None:
-            size = per_device * num_batch_shards(mesh.shape)
+        size = eval_batch_size(job, run.num_sequences)
         evaluate = make_example_evaluate(
             setup,
             functools.partial(evaluation_batches, held_out, size, recipe.seed),
@@ -90,11 +83,6 @@ def example_plan(
     sizes = f"{run.num_sequences}"
     if recipe.gradient_accumulation_steps > 1:
         sizes = f"{recipe.gradient_accumulation_steps} x {sizes}"
-    lengths = [size_in_words(source.num_examples) + " to train on"]
-    if held_out is not None:
-        lengths.append(size_in_words(held_out.num_examples) + " to evaluate on")
-    if source.removed:
-        notes = [f"columns that are not used: {', '.join(source.removed)}", *notes]
     return RunPlan(
         recipe=recipe,
         job=job,
@@ -119,8 +107,7 @@ def example_plan(
             *monitors,
         ],
         header=[
-            f"data    {', '.join(lengths)}",
-            *(f"        {note}" for note in notes),
+            *_data_lines(source, held_out, notes),
             *model_and_recipe(
                 setup,
                 recipe,
@@ -135,6 +122,26 @@ def example_plan(
         how_to_resume=command or "call `jobs.train` again with the same arguments",
         num_programs=lambda: on_devices.num_shapes,
     )
+
+
+def _with_frozen(setup: Setup, model: Model, seed: int) -> Setup:
+    """Returns the setup with the values of frozen parameters on the devices."""
+    if not jax.tree.leaves(setup.frozen):
+        return setup
+    shardings = jax.tree.map(lambda x: x.sharding, setup.frozen)
+    return setup.with_frozen(jax.device_put(model.init_frozen(seed), shardings))
+
+
+def _data_lines(
+    source: ExampleSource, held_out: ExampleSource | None, notes: Sequence[str]
+) -> list[str]:
+    """Returns the lines of the header about the data."""
+    lengths = [size_in_words(source.num_examples) + " to train on"]
+    if held_out is not None:
+        lengths.append(size_in_words(held_out.num_examples) + " to evaluate on")
+    if source.removed:
+        notes = [f"columns that are not used: {', '.join(source.removed)}", *notes]
+    return [f"data    {', '.join(lengths)}", *(f"        {note}" for note in notes)]
 
 
 def has_weights(folder: Path) -> bool:
@@ -164,6 +171,19 @@ def num_examples_of_start(
     return per_device * num_batch_shards(run_mesh(Job(mesh=mesh)).shape)
 
 
+def eval_batch_size(job: ExampleJob, batch_size: int) -> int:
+    """Returns the number of examples of an evaluation batch on all devices.
+
+    Args:
+        job: settings of the run.
+        batch_size: number of examples of a micro-batch, which is the default.
+    """
+    per_device = job.per_device_eval_batch_size
+    if per_device is None:
+        return batch_size
+    return per_device * num_batch_shards(run_mesh(job).shape)
+
+
 def check_evaluation(
     recipe: Recipe,
     job: ExampleJob,
@@ -172,8 +192,7 @@ def check_evaluation(
     argument: str = "eval_dataset",
 ) -> None:
     """Raises if evaluations change the run, and there is nothing to evaluate on."""
-    settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
-    if held_out is None and uses_eval_loss(settings):
+    if held_out is None and _evaluations_matter(recipe, job):
         raise ValueError(
             f"`{argument}` must be given if a metric drives the schedule, ends the "
             "run or selects its model, got none. Pass it, or leave out "
@@ -182,13 +201,23 @@ def check_evaluation(
 
 
 def held_out_data(
-    recipe: Recipe, job: ExampleJob, held_out: ExampleSource | None
+    recipe: Recipe, job: ExampleJob, fingerprint: Callable[[], str] | None
 ) -> dict[str, Any]:
-    """Returns the fingerprint of the data to evaluate on, if evaluations matter."""
-    settings = vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type}
-    if held_out is None or not uses_eval_loss(settings):
+    """Returns the fingerprint of the data to evaluate on, if evaluations matter.
+
+    Args:
+        recipe: hyperparameters of the run.
+        job: its other settings.
+        fingerprint: function that hashes the data; None without evaluations.
+    """
+    if fingerprint is None or not _evaluations_matter(recipe, job):
         return {}
-    return {"eval_data": held_out.fingerprint()}
+    return {"eval_data": fingerprint()}
+
+
+def _evaluations_matter(recipe: Recipe, job: ExampleJob) -> bool:
+    """Returns whether a metric changes the schedule, the end or the result."""
+    return uses_eval_loss(vars(job) | {"lr_scheduler_type": recipe.lr_scheduler_type})
 
 
 def size_in_words(num_examples: int | None) -> str:

@@ -71,11 +71,12 @@ def train_labelled(
     """
     seconds_since_start = stopwatch(has_command_line=bool(command_line))
     prepared = prepare(settings)
-    config: Any = import_into(prepared.config, prepared.model, prepared.data_summary)
+    summary = prepared.data_summary()
+    config: Any = import_into(prepared.config, prepared.model, summary)
     prepared = dataclasses.replace(prepared, config=config)
     with (
         training.stop_on_signals() as should_stop,
-        open_run(config, lambda folder: prepared.data_summary) as run,
+        open_run(config, lambda folder: summary) as run,
     ):
         plan, predict = _plan(prepared, run)
         result = run_plan(

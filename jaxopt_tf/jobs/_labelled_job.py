@@ -92,7 +92,7 @@ class TaskSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledJob(TaskSettings, ExampleJob):  # type: ignore[misc]  # more choices
+class LabelledJob(TaskSettings, ExampleJob):  # type: ignore[misc]  # wider field types
     """Settings of a run on labelled data, in addition to those of `ExampleJob`.
 
     The other settings have the meaning of those of `Job`; `train_file` and
@@ -105,7 +105,7 @@ class LabelledJob(TaskSettings, ExampleJob):  # type: ignore[misc]  # more choic
     """
 
     gradient_checkpointing: bool = False
-    text_column: str | None = None  # type: ignore[assignment]  # as in the examples
+    text_column: str | None = None  # type: ignore[assignment]  # not None in `Job`
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     save_strategy: Literal["no", "steps", "epoch"] = "epoch"
 

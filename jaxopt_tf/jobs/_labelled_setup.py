@@ -16,10 +16,14 @@ from ..models import (
     trainer_forward,
 )
 from ..recipes import Recipe
-from ..sharding import num_batch_shards
 from ._example_data import DatasetSummary, ExampleSource
 from ._example_job import model_identity
-from ._example_plan import check_evaluation, held_out_data, num_examples_of_start
+from ._example_plan import (
+    check_evaluation,
+    eval_batch_size,
+    held_out_data,
+    num_examples_of_start,
+)
 from ._intervals import with_whole_intervals
 from ._labelled_data import TaskBatches, TaskExamples, encode_rows
 from ._labelled_job import (
@@ -30,7 +34,6 @@ from ._labelled_job import (
     records,
 )
 from ._metrics import check_metric
-from ._run_core import run_mesh
 from ._task_rows import TaskRows, read_task_rows
 from ._tasks import TASKS
 
@@ -56,9 +59,8 @@ class LabelledRun:
     eval_batch_size: int
     notes: tuple[str, ...]
 
-    @property
     def data_summary(self) -> DatasetSummary:
-        """Record of the data in checkpoints."""
+        """Returns the record of the data in checkpoints, for which they are hashed."""
         size = pluralize(self.batches.num_examples, "row")
         return DatasetSummary(
             fingerprint=self.examples.fingerprint("train_file"), size=size
@@ -81,12 +83,7 @@ def prepare(settings: Mapping[str, Any]) -> LabelledRun:
     early = with_whole_intervals({"max_steps": _MAX_STEPS, **settings})
     recipe, job = records(early)
     rows = read_task_rows(job)
-    _check_metric(job, rows)
-    if recipe.label_smoothing_factor and rows.is_regression:
-        raise ValueError(
-            "`label_smoothing_factor` must be 0 for labels that are numbers, got "
-            f"{recipe.label_smoothing_factor!r}. Leave it out."
-        )
+    _check_loss_and_metric(recipe, job, rows)
     model, new_params = load_model(job, recipe.seed, rows.classes, rows.problem_type)
     batch_size = num_examples_of_start(
         job.output_dir, job.mesh, recipe.per_device_train_batch_size
@@ -114,19 +111,18 @@ def prepare(settings: Mapping[str, Any]) -> LabelledRun:
         is_filled=rows.has_filled_batches,
     )
     recipe, job = records(_in_steps(settings, rows, batches.steps_per_epoch))
-    eval_batch_size, held_out = _eval_batch_size(job, batch_size), None
+    eval_size = eval_batch_size(job, batch_size)
+    held_out, fingerprint = None, None
     if "validation_file" in rows.parts:
-        held_out = make_source("validation_file", eval_batch_size)
+        held_out = make_source("validation_file", eval_size)
+        fingerprint = functools.partial(examples.fingerprint, "validation_file")
     check_evaluation(recipe, job, held_out, argument="validation_file")
-    of_evaluation = held_out_data(recipe, job, held_out)
-    if of_evaluation:
-        of_evaluation = {"eval_data": examples.fingerprint("validation_file")}
     return LabelledRun(
         config=LabelledConfig(
             recipe=recipe,
             job=job,
             model=model_identity(model),
-            data=of_evaluation,
+            data=held_out_data(recipe, job, fingerprint),
             classes=rows.classes,
         ),
         model=model,
@@ -135,7 +131,7 @@ def prepare(settings: Mapping[str, Any]) -> LabelledRun:
         source=source,
         held_out=held_out,
         batches=batches,
-        eval_batch_size=eval_batch_size,
+        eval_batch_size=eval_size,
         notes=tuple(_notes(rows, examples, new_params, has_short_program)),
     )
 
@@ -148,13 +144,6 @@ def labelled_model(settings: Mapping[str, Any]) -> TorchaxModel:
     is_regression = classes is None and TASKS[job.task].has_classes
     problem_type = "regression" if is_regression else TASKS[job.task].problem_type
     return load_model(job, settings["seed"], classes, problem_type)[0]
-
-
-def _eval_batch_size(job: LabelledJob, batch_size: int) -> int:
-    per_device = job.per_device_eval_batch_size
-    if per_device is None:
-        return batch_size
-    return per_device * num_batch_shards(run_mesh(job).shape)
 
 
 def load_model(
@@ -293,7 +282,12 @@ def _in_steps(
     return with_whole_intervals(found)
 
 
-def _check_metric(job: LabelledJob, rows: TaskRows) -> None:
+def _check_loss_and_metric(recipe: Recipe, job: LabelledJob, rows: TaskRows) -> None:
+    if recipe.label_smoothing_factor and rows.is_regression:
+        raise ValueError(
+            "`label_smoothing_factor` must be 0 for labels that are numbers, got "
+            f"{recipe.label_smoothing_factor!r}. Leave it out."
+        )
     name, task = job.metric_for_best_model, rows.task.name
     if task == "seq2seq" and not job.predict_with_generate:
         if name.removeprefix("eval_") != "loss":

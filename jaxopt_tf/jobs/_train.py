@@ -126,9 +126,10 @@ def train(
         ExampleSource, model=built, collator=collator, settings=read.options
     )
     source = make_source(train_dataset, argument="train_dataset")
-    held_out = None
+    held_out, fingerprint = None, None
     if eval_dataset is not None:
         held_out = make_source(eval_dataset, argument="eval_dataset")
+        fingerprint = held_out.fingerprint
     batch_size = num_examples_of_start(
         read.options.get("output_dir"),
         read.options.get("mesh"),
@@ -148,7 +149,7 @@ def train(
         recipe=recipe,
         job=example_job,
         model=model_identity(built),
-        data=held_out_data(recipe, example_job, held_out),
+        data=held_out_data(recipe, example_job, fingerprint),
     )
     summary = DatasetSummary(
         fingerprint=source.fingerprint(), size=size_in_words(source.num_examples)

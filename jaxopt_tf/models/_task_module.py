@@ -84,7 +84,7 @@ def load_task_module(
 
 def load_module(folder: str | Path) -> Any:
     """Reads the model of a folder in float32, as the class that config.json names."""
-    transformers, torch = import_package("transformers"), import_torch()
+    transformers = import_package("transformers")
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -100,11 +100,7 @@ def load_module(folder: str | Path) -> Any:
             f"under `architectures`, got {list(names)} in {str(path)!r}. Load the "
             "module, and pass it."
         )
-    # Transformers 5 reads weights in the dtype of config.json, often bfloat16, in which
-    # a small update is lost.
-    return classes[0].from_pretrained(
-        str(folder), dtype=torch.float32, local_files_only=True
-    )
+    return _from_pretrained(classes[0], folder)
 
 
 def num_positions(module: Any) -> int | None:
@@ -187,13 +183,10 @@ def _read(
     ignore_mismatched_sizes: bool,
 ) -> tuple[Any, Mapping[str, Any]]:
     try:
-        # Transformers 5 reads weights in the dtype of config.json, often bfloat16, in
-        # which a small update is lost.
-        return kind.from_pretrained(
-            str(folder),
+        return _from_pretrained(
+            kind,
+            folder,
             config=config,
-            dtype=import_torch().float32,
-            local_files_only=True,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             output_loading_info=True,
         )
@@ -205,6 +198,14 @@ def _read(
             f"{type(error).__name__}: {error} Save the model again, or set "
             "`from_scratch` to draw all parameters."
         ) from error
+
+
+def _from_pretrained(kind: Any, folder: Path | str, **options: Any) -> Any:
+    # Transformers 5 reads weights in the dtype of config.json, often bfloat16, in which
+    # a small update is lost.
+    return kind.from_pretrained(
+        str(folder), dtype=import_torch().float32, local_files_only=True, **options
+    )
 
 
 @contextlib.contextmanager

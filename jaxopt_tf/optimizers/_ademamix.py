@@ -128,7 +128,13 @@ def ademamix_tf(
         as on CPUs. `optax.contrib.ademamix` takes functions for the two schedules.
     """
     rule = ademamix_rule(
-        "ademamix_tf", betas, alpha, t_alpha, t_beta3, eps, weight_decay
+        "ademamix_tf",
+        betas,
+        alpha=alpha,
+        t_alpha=t_alpha,
+        t_beta3=t_beta3,
+        eps=eps,
+        weight_decay=weight_decay,
     )
     dtypes = {"mu": mu_dtype, "mu_slow": mu_dtype, "nu": nu_dtype}
     rule = with_moment_dtypes(rule, moment_dtype, dtypes)
@@ -138,6 +144,7 @@ def ademamix_tf(
 def ademamix_rule(
     name: str,
     betas: tuple[Scalar, Scalar, Scalar],
+    *,
     alpha: Scalar,
     t_alpha: int | None,
     t_beta3: int | None,

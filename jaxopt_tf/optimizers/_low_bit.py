@@ -232,7 +232,13 @@ def ademamix_8bit_tf(
     """
     rule = quantized(
         ademamix_rule(
-            "ademamix_8bit_tf", betas, alpha, t_alpha, t_beta3, eps, weight_decay
+            "ademamix_8bit_tf",
+            betas,
+            alpha=alpha,
+            t_alpha=t_alpha,
+            t_beta3=t_beta3,
+            eps=eps,
+            weight_decay=weight_decay,
         ),
         BITSANDBYTES,
         (True, True, False),
