@@ -12,6 +12,8 @@ Parts:
 - `dropout`: a permutation test of evaluation losses over 20 seeds.
 - `reviews`: a BERT from scratch on film reviews, beside five seeds of Trainer. It reads
   movie_reviews_train.jsonl and movie_reviews_dev.jsonl in the folder of `--data`.
+- `descriptions`: a T5 from scratch on descriptions of packages, beside five seeds of
+  Trainer. It reads package_descriptions_train.jsonl and package_descriptions_dev.jsonl.
 
 Runs that are killed are part of `survives_being_killed`.
 """
@@ -31,6 +33,7 @@ import jax
 import numpy as np
 
 from benchmarks import _labelled_runs as runs
+from benchmarks import _labelled_tasks as tasks
 from benchmarks import _processes
 from benchmarks._compared_runs import relative_difference
 from benchmarks._labelled_runs import Ended, Task
@@ -38,14 +41,12 @@ from benchmarks._report import Row, report
 from jaxopt_tf import jobs
 
 LIMIT = 1e-5
-NUM_TRAIN, NUM_EVAL = 146, 45
 DATA = Path("../shared/data")
-_DIGIT_MEAN = {"image_mean": [0.5], "image_std": [0.5], "rescale_factor": 1 / 16}
 
 
 def parity(smoke: bool) -> Iterator[Row]:
     """Yields the differences of losses, metrics and best steps of three models."""
-    builders = (_bert,) if smoke else (_bert, _t5, _vit)
+    builders = (tasks.bert,) if smoke else (tasks.bert, tasks.t5, tasks.vit)
     for build in builders:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
@@ -125,201 +126,6 @@ def _metric_names(ours: Ended, theirs: Ended) -> list[str]:
     assert names
     assert set(names) <= set(ours.evaluations[max(ours.evaluations)])
     return names
-
-
-# Tasks
-
-
-def _files(work: Path, train: list[Any], evaluation: list[Any]) -> dict[str, Path]:
-    return {
-        "train_file": runs.write_rows(work / "train.jsonl", train),
-        "validation_file": runs.write_rows(work / "dev.jsonl", evaluation),
-    }
-
-
-def _bert(work: Path, **sizes: Any) -> Task:
-    import sklearn.metrics
-    import transformers
-
-    train = runs.synthetic_reviews(NUM_TRAIN, 0)
-    evaluation = runs.synthetic_reviews(NUM_EVAL, 1)
-    folder, texts = work / "bert", [row["sentence"] for row in train]
-    tokenizer = runs.save_tokenizer(folder, texts, vocab_size=200, is_bert=True)
-    transformers.set_seed(0)
-    config = runs.bert_config(len(tokenizer), **{**runs.NO_DROPOUT, **sizes})
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
-
-    def metrics(prediction: Any) -> dict[str, float]:
-        found, labels = prediction.predictions.argmax(-1), prediction.label_ids
-        return {
-            "accuracy": float((found == labels).mean()),
-            "f1": float(sklearn.metrics.f1_score(labels, found)),
-            "matthews_correlation": float(
-                sklearn.metrics.matthews_corrcoef(labels, found)
-            ),
-        }
-
-    def examples(rows: list[Any]) -> list[Any]:
-        names = ["negative", "positive"]
-        return [
-            {
-                **tokenizer(
-                    row["sentence"], truncation=True, max_length=runs.MAX_LENGTH
-                ),
-                "label": names.index(row["label"]),
-            }
-            for row in rows
-        ]
-
-    common = {"metric_for_best_model": "f1", "learning_rate": 5e-4}
-    return Task(
-        name="BERT",
-        folder=folder,
-        files=_files(work, train, evaluation),
-        settings={**common, "max_length": runs.MAX_LENGTH},
-        arguments=common,
-        parts=lambda: {
-            "train_dataset": examples(train),
-            "eval_dataset": examples(evaluation),
-            "compute_metrics": metrics,
-            "processing_class": tokenizer,
-        },
-        auto_class="AutoModelForSequenceClassification",
-    )
-
-
-def _t5(work: Path) -> Task:
-    import transformers
-
-    train = runs.synthetic_summaries(NUM_TRAIN, 0)
-    evaluation = runs.synthetic_summaries(NUM_EVAL, 1)
-    folder, texts = work / "t5", [row["text"] for row in train]
-    tokenizer = runs.save_tokenizer(folder, texts, vocab_size=200, is_bert=False)
-    transformers.set_seed(0)
-    config = transformers.T5Config(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        d_kv=16,
-        d_ff=64,
-        num_layers=2,
-        num_heads=2,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        eos_token_id=3,
-    )
-    module = transformers.T5ForConditionalGeneration(config)
-    module.save_pretrained(folder)
-
-    def metrics(prediction: Any) -> dict[str, float]:
-        decoded = [
-            tokenizer.batch_decode(
-                np.where(tokens < 0, 0, tokens), skip_special_tokens=True
-            )
-            for tokens in (prediction.predictions, prediction.label_ids)
-        ]
-        return jobs.text_metrics(*[[x.strip() for x in texts] for texts in decoded])
-
-    def examples(rows: list[Any]) -> list[Any]:
-        return [
-            {
-                **tokenizer(row["text"], truncation=True, max_length=runs.MAX_LENGTH),
-                "labels": tokenizer(
-                    text_target=row["summary"],
-                    truncation=True,
-                    max_length=runs.MAX_TARGET_LENGTH,
-                )["input_ids"],
-            }
-            for row in rows
-        ]
-
-    common = {
-        "predict_with_generate": True,
-        "metric_for_best_model": "rougeL",
-        "learning_rate": 1e-3,
-    }
-    return Task(
-        name="T5",
-        folder=folder,
-        files=_files(work, train, evaluation),
-        settings={
-            **common,
-            "max_length": runs.MAX_LENGTH,
-            "max_target_length": runs.MAX_TARGET_LENGTH,
-        },
-        arguments={
-            **common,
-            "generation_max_length": runs.MAX_TARGET_LENGTH,
-            "generation_num_beams": 1,
-        },
-        parts=lambda: {
-            "train_dataset": examples(train),
-            "eval_dataset": examples(evaluation),
-            "compute_metrics": metrics,
-            "processing_class": tokenizer,
-            "data_collator": transformers.DataCollatorForSeq2Seq(
-                tokenizer, model=module
-            ),
-        },
-        auto_class="AutoModelForSeq2SeqLM",
-    )
-
-
-def _vit(work: Path) -> Task:
-    import transformers
-    from transformers.image_processing_backends import PilBackend
-
-    train, evaluation = runs.digits(NUM_TRAIN), runs.digits(NUM_EVAL, NUM_TRAIN)
-    folder = work / "vit"
-    transformers.set_seed(0)
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=8,
-        patch_size=2,
-        num_channels=1,
-        num_labels=10,
-        **runs.NO_DROPOUT,
-    )
-    transformers.ViTForImageClassification(config).save_pretrained(folder)
-    settings = {**_DIGIT_MEAN, "size": {"height": 8, "width": 8}, "do_resize": False}
-    runs.write_rows(folder / "preprocessor_config.json", [settings])
-    processor = PilBackend(**settings, do_rescale=True, do_normalize=True, resample=2)
-
-    def examples(rows: list[Any]) -> list[Any]:
-        return [
-            {
-                "pixel_values": processor(
-                    np.asarray(row["image"], np.uint8)[None], return_tensors="np"
-                )["pixel_values"][0],
-                "label": row["label"],
-            }
-            for row in rows
-        ]
-
-    def metrics(prediction: Any) -> dict[str, float]:
-        found = prediction.predictions.argmax(-1) == prediction.label_ids
-        return {"accuracy": float(found.mean())}
-
-    common = {"metric_for_best_model": "accuracy", "learning_rate": 5e-4}
-    return Task(
-        name="ViT",
-        folder=folder,
-        files=_files(work, train, evaluation),
-        settings=common,
-        arguments=common,
-        parts=lambda: {
-            "train_dataset": examples(train),
-            "eval_dataset": examples(evaluation),
-            "compute_metrics": metrics,
-        },
-        auto_class="AutoModelForImageClassification",
-    )
-
-
-# Other parts
 
 
 def shapes(smoke: bool) -> Iterator[Row]:
@@ -407,7 +213,7 @@ def devices(smoke: bool) -> Iterator[Row]:
     starts = [(1, 1), (1, 2)] if smoke else [(1, 1), (1, 2), (1, 8), (2, 1), (2, 4)]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        task = _bert(work)
+        task = tasks.bert(work)
         found = {}
         for num, per_process in starts:
             where = work / f"run-{num}-{per_process}"
@@ -445,25 +251,38 @@ def _printed_metrics(folder: Path) -> dict[str, str]:
 
 def reviews(smoke: bool) -> Iterator[Row]:
     """Yields metrics on film reviews beside those of Trainer over five seeds."""
-    seeds = range(2 if smoke else 5)
-    num = 200 if smoke else None
-    rows = [
-        runs.rows_of(DATA / f"movie_reviews_{part}.jsonl", num)
-        for part in ("train", "dev")
-    ]
+    rows = _rows_of("movie_reviews", smoke)
     for label, names in (("label", ("accuracy", "f1")), ("rating", ("pearson",))):
         with tempfile.TemporaryDirectory() as folder:
-            work = Path(folder)
-            jax.config.update("jax_compilation_cache_dir", f"{folder}/cache")
-            task = _reviews_task(work, rows, label)
-            found: dict[str, list[Ended]] = {"ours": [], "theirs": []}
-            for seed in seeds:
-                for name, run in (("ours", runs.here), ("theirs", runs.by_trainer)):
-                    found[name].append(run(task, work / f"{name}-{seed}", seed=seed))
-            yield from _within_spread(found, names)
+            task = tasks.reviews(Path(folder), rows, label)
+            yield from _within_spread("film reviews", task, folder, names, smoke)
 
 
-def _within_spread(found: dict[str, list[Ended]], names: Any) -> Iterator[Row]:
+def descriptions(smoke: bool) -> Iterator[Row]:
+    """Yields loss and ROUGE-L on descriptions beside Trainer's over five seeds."""
+    rows = _rows_of("package_descriptions", smoke)
+    with tempfile.TemporaryDirectory() as folder:
+        task = tasks.descriptions(Path(folder), rows)
+        names = ("loss", "rougeL")
+        yield from _within_spread("package descriptions", task, folder, names, smoke)
+
+
+def _rows_of(name: str, smoke: bool) -> list[Any]:
+    num = 200 if smoke else None
+    return [
+        runs.rows_of(DATA / f"{name}_{part}.jsonl", num) for part in ("train", "dev")
+    ]
+
+
+def _within_spread(
+    title: str, task: Task, folder: str, names: tuple[str, ...], smoke: bool
+) -> Iterator[Row]:
+    """Yields the distance of each metric from Trainer's mean over five seeds."""
+    jax.config.update("jax_compilation_cache_dir", f"{folder}/cache")
+    found: dict[str, list[Ended]] = {"ours": [], "theirs": []}
+    for seed in range(2 if smoke else 5):
+        for name, run in (("ours", runs.here), ("theirs", runs.by_trainer)):
+            found[name].append(run(task, Path(folder, f"{name}-{seed}"), seed=seed))
     for metric in names:
         last = {
             side: np.array([x.evaluations[max(x.evaluations)][metric] for x in ended])
@@ -473,89 +292,14 @@ def _within_spread(found: dict[str, list[Ended]], names: Any) -> Iterator[Row]:
         # Half of the range of Trainer's own seeds.
         spread = float(np.ptp(theirs)) / 2
         yield Row(
-            claim=f"film reviews: {metric}, mean over {len(ours)} seeds, distance "
-            "from Trainer's mean; limit: half of the range of Trainer's seeds",
+            claim=f"{title}: {metric}, mean over {len(ours)} seeds, distance from "
+            "Trainer's mean; limit: half of the range of Trainer's seeds",
             value=abs(float(ours.mean() - theirs.mean())),
             unit="",
             limit=spread,
             detail=f"ours {ours.mean():.4f} ({ours.min():.4f} to {ours.max():.4f}), "
             f"theirs {theirs.mean():.4f} ({theirs.min():.4f} to {theirs.max():.4f})",
         )
-
-
-def _reviews_task(work: Path, rows: list[Any], label: str) -> Task:
-    import scipy.stats
-    import sklearn.metrics
-    import transformers
-
-    train, evaluation = rows
-    is_regression = label == "rating"
-    folder = work / "bert"
-    tokenizer = runs.save_tokenizer(
-        folder, _sentences(train), vocab_size=4000, is_bert=True
-    )
-    # Dropout is 0.1, as by default.
-    config = runs.bert_config(
-        len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_labels=1 if is_regression else 2,
-    )
-    transformers.set_seed(0)
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
-
-    def metrics(prediction: Any) -> dict[str, float]:
-        labels = prediction.label_ids
-        if is_regression:
-            found = prediction.predictions[:, 0]
-            return {"pearson": float(scipy.stats.pearsonr(found, labels)[0])}
-        found = prediction.predictions.argmax(-1)
-        return {
-            "accuracy": float((found == labels).mean()),
-            "f1": float(sklearn.metrics.f1_score(labels, found)),
-        }
-
-    def value(row: Any) -> Any:
-        return row[label] if is_regression else int(row[label] == "positive")
-
-    def examples(rows: list[Any]) -> list[Any]:
-        return [
-            {
-                **tokenizer(
-                    row["sentence"], truncation=True, max_length=runs.MAX_LENGTH
-                ),
-                "label": value(row),
-            }
-            for row in rows
-        ]
-
-    common = {
-        "num_train_epochs": 3,
-        "per_device_train_batch_size": 32,
-        "per_device_eval_batch_size": 32,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 5e-4,
-        "logging_steps": 50,
-    }
-    return Task(
-        name="BERT",
-        folder=folder,
-        files=_files(work, train, evaluation),
-        settings={
-            **common,
-            "max_length": runs.MAX_LENGTH,
-            "label_column": label,
-            "text_column": "sentence",
-        },
-        arguments=common,
-        parts=lambda: {
-            "train_dataset": examples(train),
-            "eval_dataset": examples(evaluation),
-            "compute_metrics": metrics,
-            "processing_class": tokenizer,
-        },
-        auto_class="AutoModelForSequenceClassification",
-    )
 
 
 def dropout(smoke: bool) -> Iterator[Row]:
@@ -568,7 +312,7 @@ def dropout(smoke: bool) -> Iterator[Row]:
         for rate in (0.1, 0.0):
             sizes = dict.fromkeys(runs.NO_DROPOUT, rate)
             (work / f"{rate}").mkdir()
-            task = _bert(work / f"{rate}", classifier_dropout=rate, **sizes)
+            task = tasks.bert(work / f"{rate}", classifier_dropout=rate, **sizes)
             sides = {"ours": runs.here, "theirs": runs.by_trainer}
             for name in sides if rate else ("ours",):
                 for seed in seeds:
@@ -614,6 +358,7 @@ PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "devices": devices,
     "dropout": dropout,
     "reviews": reviews,
+    "descriptions": descriptions,
 }
 # What `--smoke` runs, without data that are not part of the project.
 SMOKE = ("parity", "shapes")
@@ -629,7 +374,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="short forms of the parts")
     parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
-    parser.add_argument("--data", type=Path, default=DATA, help="of `reviews`")
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="folder of the real texts"
+    )
     options = parser.parse_args()
     DATA = options.data
     found = _rows(
