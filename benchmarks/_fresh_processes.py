@@ -31,6 +31,10 @@ ALL_BLOCKS_KEPT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
+# As `jaxopt-tf train` sets it. glibc returns large blocks to the system as by default,
+# and new ones have pages of 2 MiB: a step of BERT under torchax has 400 new pages
+# instead of 109,000.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def in_fresh_process(

@@ -6,11 +6,12 @@
 
 Both sides have the same model, batch and precision. The Llama has 30 million
 parameters, in the shape of SmolLM: grouped queries, a tied head and 32,000 tokens. BERT
-(4 layers of width 256, with two heads) and T5-small are modules of Transformers under
+(4 layers of width 256, with four heads) and T5-small are modules of Transformers under
 torchax, with their default dropout. Trainer is paused between its steps while our steps
-run, so that both are measured under the same conditions. A figure is the median over
-three processes of the median ratio of their rounds. Only rounds count in which the
-cores share one link to the memory (`_memory_link.py`).
+run, so that both are measured under the same conditions, with huge pages for large
+blocks, as in `jaxopt-tf train`. A figure is the median over three processes of the
+median ratio of their rounds. Only rounds count in which the cores share one link to the
+memory (`_memory_link.py`).
 """
 
 import argparse
@@ -26,7 +27,7 @@ import jax
 import numpy as np
 
 from benchmarks._fresh_processes import (
-    FRESH_LARGE_BLOCKS,
+    HUGE_PAGES,
     in_fresh_process,
     median_of,
     median_ratios,
@@ -234,7 +235,7 @@ def _row(name: str, smoke: bool) -> Row:
         runs = [_seconds(name, 2, num_steps, patience=0.0)]
     else:
         args = name, case.num_rounds, num_steps
-        malloc = FRESH_LARGE_BLOCKS
+        malloc = HUGE_PAGES
         runs = [in_fresh_process(_seconds, *args, malloc=malloc) for _ in range(3)]
     tokens = num_steps * case.num_tokens()
     ours, theirs = (tokens / median_of(runs, side) for side in ("ours", "Trainer's"))

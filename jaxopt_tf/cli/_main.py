@@ -11,7 +11,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -42,9 +43,18 @@ _COMMANDS = {
     "explain": _Command("_doctor", "Explain", "list how each parameter is updated"),
 }
 
+# Commands with steps whose temporary memory is large.
+_WITH_STEPS = frozenset({"train", "generate", "find-lr", "sweep", "decay-path"})
+_HUGE_PAGES = "glibc.malloc.hugetlb"
+_HUGE_PAGES_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
+
+    On Linux a command that trains first starts itself again with huge pages for large
+    blocks of memory, by the variable `GLIBC_TUNABLES`, which glibc reads at the start
+    of a process. `GLIBC_TUNABLES=glibc.malloc.hugetlb=0` prevents it.
 
     Args:
         args: command line after `jaxopt-tf`; None for `sys.argv[1:]`.
@@ -56,7 +66,11 @@ def main(args: Sequence[str] | None = None) -> int:
         number of the signal if a signal ended the run, such as 130 after Ctrl-C and 141
         if the process that reads the output has ended.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    if args is None:
+        args = sys.argv[1:]
+        if (environment := _with_huge_pages(args, os.environ)) is not None:
+            os.execve(sys.executable, sys.orig_argv, environment)
+    args = list(args)
     try:
         status = _run(args)
         sys.stdout.flush()  # raises BrokenPipeError here instead of at exit
@@ -72,6 +86,29 @@ def main(args: Sequence[str] | None = None) -> int:
         hint = str(error) or f"To start again:\n  {shlex.join(['jaxopt-tf', *args])}"
         print(f"\njaxopt-tf: stopped by Ctrl-C. {hint}", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _with_huge_pages(
+    args: Sequence[str], environment: Mapping[str, str]
+) -> dict[str, str] | None:
+    """Returns the environment to start again with; None if there is no need.
+
+    XLA allocates the temporary memory of a step on CPUs anew in each step, and glibc
+    has it from the system, which clears each page of 4 KiB when it is first written.
+    In a step of a BERT that is a fifth of the time. With pages of 2 MiB it is a
+    twentieth. Where the mode is "always", programs need not ask for them.
+    """
+    tunables = environment.get("GLIBC_TUNABLES", "")
+    if _HUGE_PAGES in tunables or not _WITH_STEPS.intersection(args[:1]):
+        return None
+    try:
+        mode = _HUGE_PAGES_MODE.read_text()
+    except OSError:  # not Linux, or a kernel without huge pages
+        return None
+    if "[madvise]" not in mode:
+        return None
+    chosen = ":".join(filter(None, [tunables, f"{_HUGE_PAGES}=1"]))
+    return {**environment, "GLIBC_TUNABLES": chosen}
 
 
 def _run(args: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import os
 import re
 import signal
 import subprocess
@@ -151,3 +152,41 @@ def test_closed_pipe_ends_the_command_quietly(args):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    ("command", "mode", "before", "after"),
+    [
+        ("train", "always [madvise] never", None, "glibc.malloc.hugetlb=1"),
+        (
+            "sweep",
+            "always [madvise] never",
+            "glibc.malloc.arena_max=2",
+            "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1",
+        ),
+        # Left alone: the user's choice, other modes, and commands without steps.
+        ("train", "always [madvise] never", *["glibc.malloc.hugetlb=0"] * 2),
+        ("train", "[always] madvise never", None, "None"),
+        ("train", "always madvise [never]", None, "None"),
+        ("train", None, None, "None"),
+        ("schedule", "always [madvise] never", None, "None"),
+    ],
+)
+def test_commands_that_train_have_huge_pages(command, mode, before, after, tmp_path):
+    if mode is not None:
+        (tmp_path / "enabled").write_text(mode)
+    code = (
+        "import os, pathlib\n"
+        "from jaxopt_tf.cli import _main\n"
+        f"_main._HUGE_PAGES_MODE = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
+        "_main._run = lambda args: print(os.environ.get('GLIBC_TUNABLES'), *args)\n"
+        "_main.main()"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    if before is not None:
+        environment["GLIBC_TUNABLES"] = before
+    shown = subprocess.run(
+        [sys.executable, "-c", code, command, "--seed", "1"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert shown.stdout.split("\n") == [f"{after} {command} --seed 1", ""]
