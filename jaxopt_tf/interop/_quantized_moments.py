@@ -5,14 +5,13 @@ each block of 256 elements in the flattened order, and a table of the 256 levels
 codes denote. Codes correspond to those of a `QuantizedMoment` as float32 moments do.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import _checks
-from ..optimizers import QuantizedMoment, TorchaoMoment, TorchLayout
+from ..optimizers import QuantizedMoment, TorchaoMoment, TorchLayout, dynamic_map
 from ._arrays import as_numpy, as_tensor, check_finite, device_put_like
 from ._extras import import_extra
 from ._state_dict import FlatEntries, TorchState
@@ -20,34 +19,6 @@ from ._state_keys import BITSANDBYTES_KEYS, BITSANDBYTES_NESTED
 from ._tensor_slices import TensorSlice, leaf_from_tensors
 
 _BLOCK_SIZE = 256
-
-
-@functools.cache
-def dynamic_map(*, signed: bool) -> np.ndarray:
-    """Returns the levels of the dynamic map as bitsandbytes computes them, float32.
-
-    `optimizers` has the same levels in float64. The levels here are rounded as torch
-    rounds them, so that a file that is read and written again is unchanged.
-
-    Source: bitsandbytes 0.50.2 `functional.py`, `create_dynamic_map`; torch 2.13
-        `aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp`, `linspace`.
-    """
-    decades = []
-    for i in range(7):
-        num_parts = 2 ** (i + (not signed))
-        # `torch.linspace` counts from the nearer end, with a rounded step and one
-        # rounding for each multiply-add.
-        step = float((np.float32(1) - np.float32(0.1)) / np.float32(num_parts))
-        k = np.arange(num_parts + 1, dtype=np.float64)
-        rising = float(np.float32(0.1)) + step * k
-        falling = 1.0 - step * (num_parts - k)
-        limits = np.where(k < (num_parts + 1) // 2, rising, falling).astype("f4")
-        middles = (limits[:-1] + limits[1:]) / np.float32(2)
-        decades.append(np.float32(10.0 ** (i - 6)) * middles)
-    positive = np.concatenate(decades)
-    negative = -positive if signed else positive[:0]
-    ends = np.array([0, 1], np.float32)
-    return np.sort(np.concatenate([negative, ends, positive]))
 
 
 def check_quantized(

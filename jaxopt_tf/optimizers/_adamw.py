@@ -1,6 +1,7 @@
 """AdamW with the numerics of torch, and the AdamW of Transformers before version 5."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,6 +55,8 @@ class _Scalars(NamedTuple):
     opaque_zero: jax.Array  # (), int32: 0, unknown to the compiler
 
 
+# (mean, factors of the new term, decay rate, opaque zero) -> next mean.
+Mean = Callable[[jax.Array, tuple[jax.Array, ...], Scalar, jax.Array], jax.Array]
 # (leaf, mu, nu, scalars) -> new parameter, all in the dtype of the arithmetic.
 _NewParam = Callable[[Leaf, jax.Array, jax.Array, _Scalars], jax.Array]
 
@@ -150,8 +153,18 @@ def adamw_rule(
     eps: Scalar,
     weight_decay: Scalar,
     decay: str = "torch",
+    means: tuple[Mean, Mean] | None = None,
 ) -> LeafRule:
-    """Returns the arithmetic of `adamw_tf`, for a function called `name`."""
+    """Returns the arithmetic of `adamw_tf`, for a function called `name`.
+
+    Args:
+        name: of the function, for messages.
+        betas: as for `adamw_tf`.
+        eps: as for `adamw_tf`.
+        weight_decay: as for `adamw_tf`.
+        decay: as for `adamw_tf`.
+        means: how the two moments are rounded; None as in torch.
+    """
     _checks.non_negative("eps", eps)
     _checks.one_of("decay", decay, ("torch", "exact"))
 
@@ -171,7 +184,8 @@ def adamw_rule(
             p = prevent_fma(p * scalars.decay_factor, scalars.opaque_zero)
         return p + change
 
-    return _Adam(name, betas, weight_decay, new_param).rule()
+    adam = _Adam(name, betas, weight_decay, new_param)
+    return (adam if means is None else dataclasses.replace(adam, means=means)).rule()
 
 
 @checked_names
@@ -240,6 +254,32 @@ def adamw_hf_v4(
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
 
 
+def lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
+    """Interpolates from the nearer of `start` and `end`, as `torch.lerp` does."""
+    near_start = start + weight * (end - start)
+    near_end = end + (weight - 1.0) * (end - start)
+    return jnp.where(jnp.abs(weight) < 0.5, near_start, near_end)
+
+
+def interpolated_mean(
+    mean: jax.Array, factors: tuple[jax.Array, ...], beta: Scalar, zero: jax.Array
+) -> jax.Array:
+    """Returns mean + (1 - beta) * (product - mean), rounded as by `torch.lerp`."""
+    del zero
+    return lerp(mean, math.prod(factors), one_minus(beta, mean.dtype))
+
+
+def decayed_mean(
+    mean: jax.Array, factors: tuple[jax.Array, ...], beta: Scalar, zero: jax.Array
+) -> jax.Array:
+    """Returns beta * mean + (1 - beta) * product, rounded as by `mul_` and `add_`."""
+    # The first product is rounded on its own, as in torch's compiled kernel. Without
+    # `prevent_fma` XLA fuses one product or the other with the sum, and the choice may
+    # differ between programs for different numbers of devices.
+    old = prevent_fma(mean * scalar(beta, mean.dtype), zero)
+    return math.prod(factors, start=one_minus(beta, mean.dtype)) + old
+
+
 @dataclasses.dataclass(frozen=True)
 class _Adam:
     """Moments and scalars of both variants of AdamW, which differ in `new_param`."""
@@ -249,6 +289,7 @@ class _Adam:
     weight_decay: Scalar
     new_param: _NewParam
     correct_bias: bool = True
+    means: tuple[Mean, Mean] = (interpolated_mean, decayed_mean)
 
     def rule(self) -> LeafRule:
         """Returns the arithmetic; raises if `betas` are out of range."""
@@ -283,24 +324,13 @@ class _Adam:
 
     def update(self, leaf: Leaf, scalars: _Scalars, moments: Moments) -> Moments:
         """Returns the new parameter and the new moments."""
-        (mu, nu), (beta1, beta2) = moments, self.betas
-        g, dtype = leaf.grad, leaf.grad.dtype
-        mu = lerp(mu, g, one_minus(beta1, dtype))
-        # The first product is rounded on its own, as in torch's compiled kernel.
-        # Without `prevent_fma` XLA fuses one product or the other with the sum, and the
-        # choice may differ between programs for different numbers of devices.
-        old = prevent_fma(nu * scalar(beta2, dtype), scalars.opaque_zero)
-        nu = one_minus(beta2, dtype) * g * g + old
+        (mu, nu), g, zero = moments, leaf.grad, scalars.opaque_zero
+        next_mu, next_nu = self.means
+        mu = next_mu(mu, (g,), self.betas[0], zero)
+        nu = next_nu(nu, (g, g), self.betas[1], zero)
         return self.new_param(leaf, mu, nu, scalars), mu, nu
 
 
 def bias_correction(beta: Scalar, count: jax.Array, dtype: Any) -> ExactScalar:
     """Returns 1 - beta^count, with the accuracy of torch's doubles."""
     return exact_scalar(1.0, dtype) - exact_power(beta, count, dtype)
-
-
-def lerp(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
-    """Interpolates from the nearer of `start` and `end`, as `torch.lerp` does."""
-    near_start = start + weight * (end - start)
-    near_end = end + (weight - 1.0) * (end - start)
-    return jnp.where(jnp.abs(weight) < 0.5, near_start, near_end)

@@ -9,17 +9,12 @@ from .. import _checks
 from .._argument_names import checked_names
 from .._pytrees import TorchLayout
 from .._typing import PyTree, Scalar, ScalarOrSchedule
-from ._adamw import adamw_rule
+from ._adamw import adamw_rule, decayed_mean, interpolated_mean
 from ._ademamix import ademamix_rule
+from ._levels import Levels
 from ._lion import lion_rule
 from ._per_leaf import per_leaf_optimizer
-from ._quantized import (
-    SIGNED_4_BIT,
-    Levels,
-    Quantizer,
-    TorchaoMoment,
-    quantized,
-)
+from ._quantized import Quantizer, TorchaoMoment, quantized
 from ._rmsprop import rmsprop_rule
 
 KeepFloat32 = PyTree | Callable[[PyTree], PyTree] | None
@@ -45,14 +40,16 @@ TORCHAO_8_BIT = Quantizer(
 )
 TORCHAO_4_BIT = dataclasses.replace(
     TORCHAO_8_BIT,
-    signed=Levels(
-        values=(*(-v for v in SIGNED_4_BIT[::-1]), 0.0, *SIGNED_4_BIT, 1.0),
-        signed=True,
-    ),
+    signed=Levels.four_bits(signed=True),
     # There is no 0 among the levels of the second moment, which cannot underflow.
-    unsigned=Levels(values=tuple(k / 16 for k in range(1, 17)), signed=False),
+    unsigned=Levels.four_bits(signed=False),
 )
 _QUANTIZERS = {"bitsandbytes": BITSANDBYTES, "torchao": TORCHAO_8_BIT}
+# How the libraries round the two moments of AdamW, of which codes are made.
+_MEANS = {
+    "bitsandbytes": (decayed_mean, decayed_mean),
+    "torchao": (interpolated_mean, interpolated_mean),
+}
 
 
 @checked_names
@@ -119,7 +116,7 @@ def adamw_8bit_tf(
     """
     _checks.one_of("library", library, tuple(_QUANTIZERS))
     rule = quantized(
-        adamw_rule("adamw_8bit_tf", betas, eps, weight_decay),
+        adamw_rule("adamw_8bit_tf", betas, eps, weight_decay, means=_MEANS[library]),
         _QUANTIZERS[library],
         (True, False),
         layouts=layouts,
@@ -156,7 +153,7 @@ def adamw_4bit_tf(
         Transformers 5.23 sets them for `optim="adamw_torch_4bit"`.
     """
     rule = quantized(
-        adamw_rule("adamw_4bit_tf", betas, eps, weight_decay),
+        adamw_rule("adamw_4bit_tf", betas, eps, weight_decay, means=_MEANS["torchao"]),
         TORCHAO_4_BIT,
         (True, False),
         layouts=layouts,

@@ -2,13 +2,11 @@
 
 A block is a run of 256 elements of a torch tensor in its flattened order. Its scale is
 the largest magnitude in it, and a code is the index of the nearest of 256 or 16 levels
-between -1 and 1. Codes have the shape of the leaf, so that they have the sharding of
-the leaf; scales are reductions over it. Levels and codes are computed, not looked up: a
-gather from a table is slow on TPUs and would not be fused with the update.
+between -1 and 1 (`_levels.py`). Codes have the shape of the leaf, so that they have the
+sharding of the leaf; scales are reductions over it.
 """
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +19,7 @@ import numpy as np
 from .. import _pytrees
 from .._pytrees import TorchLayout, resolve_layouts
 from .._typing import PyTree
+from ._levels import Levels
 from ._per_leaf import Leaf, LeafRule, Moments, check_whole
 
 
@@ -40,104 +39,10 @@ class TorchaoMoment(QuantizedMoment):
     """Moment whose codes are rounded by the rule of torchao, not of bitsandbytes."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Levels:
-    """Levels between -1 and 1 that codes of a number of bits represent.
-
-    Attributes:
-        values: the levels, increasing; float64.
-        signed: whether there are negative levels.
-    """
-
-    values: tuple[float, ...]
-    signed: bool
-
-    @classmethod
-    @functools.cache
-    def dynamic(cls, *, signed: bool) -> "Levels":
-        """Returns the 256 levels of the dynamic map.
-
-        Seven decades from 1e-7 to 1 have 1, 2, 4, ..., 64 levels each (twice as many
-        without a sign), at the centres of equal parts of the upper nine tenths of the
-        decade; then there are 0 and 1. Negative levels mirror the decades.
-
-        Source: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2021,
-            arXiv 2110.02861, section 2; bitsandbytes 0.50.2 `functional.py`,
-            `create_dynamic_map`, whose float32 entries differ by rounding, at most
-            1.5e-7 of a level.
-        """
-        decades = [
-            10.0 ** (i - 6) * (0.1 + 0.9 * (np.arange(n) + 0.5) / n)
-            for i, n in enumerate(2 ** (i + (not signed)) for i in range(7))
-        ]
-        positive = np.concatenate(decades)
-        negative = -positive[::-1] if signed else positive[:0]
-        return cls(values=(*negative, 0.0, *positive, 1.0), signed=signed)
-
-    def decode(self, codes: jax.Array) -> jax.Array:
-        """Returns the level of each code; float32."""
-        if len(self.values) != 256:
-            level = jnp.full(codes.shape, self.values[0], jnp.float32)
-            for i, value in enumerate(self.values[1:], 1):
-                level = jnp.where(codes >= i, np.float32(value), level)
-            return level
-        # The rank of a magnitude plus `first` is 2^e + k, where k counts the levels of
-        # a decade from 0. The parts of the rank's float32 are 2^e and k / 2^e.
-        first = 0 if self.signed else 1
-        offset = codes.astype(jnp.int32) - (127 if self.signed else 0)
-        rank = jnp.abs(offset) + first
-        bits = jax.lax.bitcast_convert_type(rank.astype(jnp.float32), jnp.int32)
-        exponent = bits >> 23  # e + 127
-        fraction = _float((bits & 0x7FFFFF) | 0x3F800000) - 1.0
-        half_a_part = _float((253 - exponent) << 23)  # 2^-(e + 1)
-        power = jnp.full(rank.shape, 1e-6, jnp.float32)
-        for i in range(1, 7):
-            is_above = rank >= 2 ** (i + first)
-            power = jnp.where(is_above, np.float32(10.0 ** (i - 6)), power)
-        level = power * (0.1 + 0.9 * (fraction + half_a_part))
-        level = jnp.where(rank == first, 0.0, level)
-        level = jnp.where(rank == 2 ** (7 + first), 1.0, level)
-        return jnp.where(offset < 0, -level, level)
-
-    def encode(self, x: jax.Array, *, ties_up: bool) -> jax.Array:
-        """Returns the code of the level nearest to each element; uint8.
-
-        Args:
-            x: from -1 to 1, float32.
-            ties_up: whether an element halfway between two levels has the upper one.
-        """
-        if len(self.values) != 256:
-            middles = (np.array(self.values[1:]) + self.values[:-1]).astype("f4") / 2
-            above = [x >= m if ties_up else x > m for m in middles]
-            return sum((a.astype("u1") for a in above), jnp.zeros(x.shape, "u1"))
-        first = 0 if self.signed else 1
-        size = jnp.abs(x)
-        # Limits of the decades: each is halfway from the last level below a decade to
-        # the first level of the decade.
-        ranks = [2 ** (i + first) - first for i in range(8)]
-        levels = np.array(self.values[127 if self.signed else 0 :])
-        limits = [np.float32((levels[r - 1] + levels[r]) / 2) for r in ranks]
-        inverse = jnp.full(x.shape, 1e6, jnp.float32)  # 1 / upper end of the decade
-        parts = jnp.full(x.shape, 2.0**first, jnp.float32)  # number of levels
-        for i in range(1, 7):
-            inverse = jnp.where(size > limits[i], np.float32(10.0 ** (6 - i)), inverse)
-            parts = jnp.where(size > limits[i], np.float32(2.0 ** (i + first)), parts)
-        part = (size * inverse - 0.1) * (1 / 0.9) * parts
-        rounds_up = jnp.logical_xor(ties_up, x < 0)
-        k = jnp.where(rounds_up, jnp.floor(part), jnp.ceil(part) - 1.0)
-        rank = (parts + jnp.clip(k, 0.0, parts - 1.0)).astype(jnp.int32) - first
-        rank = jnp.where(size > limits[0], rank, 0)
-        if not self.signed:
-            return jnp.where(x > limits[7], 255, rank).astype(jnp.uint8)
-        code = jnp.where(x < 0, 127 - rank, 127 + rank)
-        return jnp.where(x > limits[7], 255, code).astype(jnp.uint8)
-
-
 # Names of embeddings in Flax, and in torch's state dicts of Transformers' models.
 _EMBEDDINGS = re.compile(
     r"(?:^|\.)(?:embedding|(?:\w*embed\w*|wte|wpe|shared)\.weight)$"
 )
-SIGNED_4_BIT = (0.0055, 0.0325, 0.0775, 0.2125, 0.4375, 0.6625, 0.8875)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -388,10 +293,6 @@ def _stays_float32(
 def is_embedding(name: str) -> bool:
     """Returns whether a leaf's name is that of an embedding in Flax or Transformers."""
     return bool(_EMBEDDINGS.search(name))
-
-
-def _float(bits: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _split(x: jax.Array, axis: int, size: int) -> jax.Array:

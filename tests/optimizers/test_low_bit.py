@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from jaxopt_tf.optimizers import (
     QuantizedMoment,
@@ -17,10 +18,11 @@ from jaxopt_tf.optimizers import (
     adamw_8bit_tf,
     adamw_tf,
     ademamix_8bit_tf,
+    dynamic_map,
     lion_8bit_tf,
     rmsprop_8bit_tf,
 )
-from jaxopt_tf.optimizers._quantized import Levels
+from jaxopt_tf.optimizers._levels import Levels
 from tests.files.record_low_bit_states import STEPS, grads, params
 
 RECORDED = pathlib.Path(__file__).parents[1] / "files" / "low_bit_states.npz"
@@ -139,23 +141,41 @@ def test_codes_scales_and_parameters_are_those_of_the_library(
 def test_every_level_has_its_own_code(signed):
     levels = Levels.dynamic(signed=signed)
     codes = jnp.arange(256, dtype=jnp.uint8)
-    decoded = levels.decode(codes)
-    np.testing.assert_allclose(decoded, np.array(levels.values), rtol=3e-7)
+    decoded = jax.jit(levels.decode)(codes)
+    np.testing.assert_array_equal(decoded, dynamic_map(signed=signed))
     np.testing.assert_array_equal(levels.encode(decoded, ties_up=False), codes)
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_codes_are_those_of_the_nearest_levels(signed, rng):
+def test_levels_are_rounded_as_in_torch(signed):
+    positive = []
+    for i in range(7):
+        limits = torch.linspace(0.1, 1, 2 ** (i + (not signed)) + 1)
+        centres = (limits[:-1] + limits[1:]) / 2.0
+        positive.append((10 ** (i - 6) * centres).numpy())
+    ours = dynamic_map(signed=signed)
+    theirs = np.concatenate([[0.0], *positive, [1.0]]).astype("f4")
+    np.testing.assert_allclose(ours[-len(theirs) :], theirs, rtol=1.5e-7)
+    if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
+        # With fused multiply-add. Without it torch rounds once more.
+        np.testing.assert_array_equal(ours[-len(theirs) :], theirs)
+
+
+# Seen to fail without `prevent_fma`: 20 elements at the middle had the other code.
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("ties_up", [True, False])
+def test_codes_are_those_of_the_nearest_levels(signed, ties_up, rng):
     levels = Levels.dynamic(signed=signed)
-    x = 10.0 ** rng.uniform(-9, 0, size=100_000)
-    x *= rng.choice([-1, 1], size=x.shape) if signed else 1
-    x = np.append(x, [0.0, 1.0, -1.0 if signed else 0.5]).astype(np.float32)
-    values = np.array(levels.values)
-    nearest = np.searchsorted((values[1:] + values[:-1]) / 2, x)
-    ours = np.asarray(levels.encode(jnp.asarray(x), ties_up=False))
-    # Next to the middle between two levels, float32 may decide differently.
-    assert (ours != nearest).mean() <= 2e-5
-    assert np.abs(ours.astype(int) - nearest).max() <= 1
+    values = np.array(levels.values, np.float32)
+    middles = (values[1:] + values[:-1]) / np.float32(2)
+    near = [values, middles]
+    for end in (-2, 2):
+        near += [np.nextafter(x, np.float32(end)) for x in near[:2]]
+    x = 10.0 ** rng.uniform(-9, 0, size=100_000) * rng.choice([-1, 1], size=100_000)
+    x = np.concatenate([*near, x]).clip(-1 if signed else 0, 1).astype(np.float32)
+    ours = jax.jit(functools.partial(levels.encode, ties_up=ties_up))(x)
+    side = "right" if ties_up else "left"
+    np.testing.assert_array_equal(ours, np.searchsorted(middles, x, side=side))
 
 
 @pytest.mark.usefixtures("compiled_quickly")
