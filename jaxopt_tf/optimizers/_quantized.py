@@ -84,12 +84,23 @@ class Quantizer:
         levels: Levels,
         layout: TorchLayout,
         shape: tuple[int, ...],
+        *,
+        look_up: bool = False,
     ) -> jax.Array:
-        """Returns the moment of a leaf of `shape`; float32."""
+        """Returns the moment of a leaf of `shape`; float32.
+
+        Args:
+            moment: codes and scales.
+            levels: of the moment.
+            layout: of the leaf.
+            shape: of the leaf.
+            look_up: whether levels may be looked up in a table.
+        """
         codes, scales = moment
         if len(levels.values) == 16:
             codes = self._unpacked(codes, layout, shape)
-        return levels.decode(codes) * self._spread(scales, shape, layout)
+        level = (levels.look_up if look_up else levels.decode)(codes)
+        return level * self._spread(scales, shape, layout)
 
     def encode(
         self,
@@ -180,7 +191,11 @@ class Quantizer:
         """Returns codes of the leaf's `shape` from pairs of `_packed`."""
         axis = self.block_axis(shape, layout)
         at = codes.ndim if axis is None else axis + 1
-        pairs = jnp.stack([codes >> 4, codes & 15], at)
+        # Shifted, not concatenated, which XLA would write to memory.
+        pairs = jnp.expand_dims(codes, at)
+        shape_of_shifts = [1] * at + [2] + [1] * (codes.ndim - at)
+        shifts = np.array([4, 0], np.uint8).reshape(shape_of_shifts)
+        pairs = (pairs >> shifts) & np.uint8(15)
         if axis is not None:
             return pairs.reshape(shape)
         return layout.from_torch(pairs.reshape(layout.torch_shape(shape)), shape)
@@ -252,25 +267,34 @@ def quantized(
         if not is_quantized:
             return rule.update(leaf, scalars, moments)
 
-        def updated(param: jax.Array, grad: jax.Array, old: Moments) -> Moments:
+        def updated(old: Moments, *, look_up: bool = False) -> Moments:
             decoded = tuple(
                 moment
                 if own is None
-                else quantizer.decode(moment, own, layout, param.shape)
+                else quantizer.decode(
+                    moment, own, layout, leaf.param.shape, look_up=look_up
+                )
                 for moment, own in zip(old, levels, strict=True)
             )
-            return rule.update(leaf._replace(param=param, grad=grad), scalars, decoded)
+            return rule.update(leaf, scalars, decoded)
 
-        arrays = leaf.param, leaf.grad, moments
+        # With a table, XLA for GPUs fuses the update with the reductions. Without one,
+        # it writes the new codes to the memory of the old ones.
         scales = [
             None if own is None else quantizer.scales(new, layout)
-            for new, own in zip(updated(*arrays)[1:], levels, strict=True)
+            for new, own in zip(updated(moments, look_up=True)[1:], levels, strict=True)
         ]
-        # The update is computed a second time, once the scales are known. XLA would
-        # otherwise compute it once and write the new moments to memory in float32,
-        # which costs more than reading codes and gradient again.
-        arrays, scales = jax.lax.optimization_barrier((arrays, scales))
-        new_param, *new = updated(*arrays)
+        # The update is computed a second time, once the scales are known, and from
+        # codes that only look different. XLA would otherwise compute it once and write
+        # the new moments to memory in float32, which costs more than reading codes and
+        # gradient again. A barrier around the codes would copy them, and one around the
+        # gradient would write it to memory after clipping.
+        zero, scales = jax.lax.optimization_barrier((np.uint8(0), scales))
+        moments = tuple(
+            moment if own is None else moment._replace(codes=moment.codes ^ zero)
+            for moment, own in zip(moments, levels, strict=True)
+        )
+        new_param, *new = updated(moments)
         return new_param, *(
             moment if own is None else quantizer.encode(moment, scale, own, layout)
             for moment, scale, own in zip(new, scales, levels, strict=True)
