@@ -224,6 +224,8 @@ def devices(smoke: bool) -> Iterator[Row]:
                 *("--output_dir", str(where), "--num_train_epochs", "3"),
                 *("--learning_rate", "3e-3", "--report_to", "none"),
                 *("--per_device_train_batch_size", str(8 // (num * per_process))),
+                # In one process, other devices are used only by a mesh.
+                *("--mesh", f"data={num * per_process}"),
             ]
             _processes.run(flags, num=num, devices=per_process)
             found[num, per_process] = _printed_metrics(where)
