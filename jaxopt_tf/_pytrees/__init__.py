@@ -4,6 +4,7 @@ from ._arrays import check_arrays as check_arrays
 from ._arrays import check_grads as check_grads
 from ._arrays import check_params as check_params
 from ._arrays import check_real as check_real
+from ._arrays import explicit_sharding as explicit_sharding
 from ._arrays import global_norm as global_norm
 from ._arrays import is_floating as is_floating
 from ._arrays import reshard_like as reshard_like

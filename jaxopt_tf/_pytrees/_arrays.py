@@ -61,6 +61,12 @@ def _sum_of_squares(leaf: jax.Array, dtype: Any) -> jax.Array:
     return jnp.sum(x * x)
 
 
+def explicit_sharding(array: jax.Array) -> NamedSharding | None:
+    """Returns the sharding of an array's type; None if the compiler chooses it."""
+    sharding = jax.typeof(array).sharding
+    return sharding if _is_explicit(sharding) else None
+
+
 def reshard_like(array: jax.Array, like: jax.Array) -> jax.Array:
     """Returns `array` with the explicit sharding of `like`, which has the same shape.
 

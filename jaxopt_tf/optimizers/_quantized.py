@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _pytrees
+from .._numerics import prevent_fma
 from .._pytrees import TorchLayout, resolve_layouts
 from .._typing import PyTree
 from ._levels import Levels
@@ -253,12 +255,16 @@ def quantized(
                 for moment, own in zip(moments, levels, strict=True)
             )
 
+        shapes = jax.eval_shape(stored, jax.ShapeDtypeStruct(p.shape, p.dtype))
+        sharding = _pytrees.explicit_sharding(p)
+
         def zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
             if like.shape == p.shape:
                 return jnp.zeros_like(p, like.dtype)
-            return jnp.zeros(like.shape, like.dtype, out_sharding=like.sharding)
+            place = None if sharding is None else _sharding_of(like, p, sharding)
+            return jnp.zeros(like.shape, like.dtype, out_sharding=place)
 
-        moments: Moments = jax.tree.map(zeros, jax.eval_shape(stored, p))
+        moments: Moments = jax.tree.map(zeros, shapes)
         return moments
 
     def update(leaf: Leaf, scalars: Any, moments: Moments) -> Moments:
@@ -267,13 +273,34 @@ def quantized(
         if not is_quantized:
             return rule.update(leaf, scalars, moments)
 
+        def of_arrays(
+            param: jax.Array, grad: jax.Array, scalars: Any, moments: Moments
+        ) -> Moments:
+            arrays = leaf._replace(param=param, grad=grad)
+            return update_quantized(arrays, layout, scalars, moments)
+
+        sharding = _pytrees.explicit_sharding(leaf.param)
+        arguments = leaf.param, leaf.grad, scalars, moments
+        if sharding is None:
+            return of_arrays(*arguments)
+        # Blocks are not aligned with shards. On explicit mesh axes the compiler
+        # nevertheless chooses the shardings in between.
+        shardings = jax.tree.map(
+            lambda x: _sharding_of(x, leaf.param, sharding), (leaf.param, *moments)
+        )
+        with_auto_axes = jax.sharding.auto_axes(of_arrays, out_sharding=shardings)
+        new: Moments = with_auto_axes(*arguments)
+        return new
+
+    def update_quantized(
+        leaf: Leaf, layout: TorchLayout, scalars: Any, moments: Moments
+    ) -> Moments:
         def updated(old: Moments, *, look_up: bool = False) -> Moments:
+            shape = leaf.param.shape
             decoded = tuple(
                 moment
                 if own is None
-                else quantizer.decode(
-                    moment, own, layout, leaf.param.shape, look_up=look_up
-                )
+                else quantizer.decode(moment, own, layout, shape, look_up=look_up)
                 for moment, own in zip(old, levels, strict=True)
             )
             return rule.update(leaf, scalars, decoded)
@@ -285,11 +312,13 @@ def quantized(
             for new, own in zip(updated(moments, look_up=True)[1:], levels, strict=True)
         ]
         # The update is computed a second time, once the scales are known, and from
-        # codes that only look different. XLA would otherwise compute it once and write
-        # the new moments to memory in float32, which costs more than reading codes and
-        # gradient again. A barrier around the codes would copy them, and one around the
-        # gradient would write it to memory after clipping.
+        # codes and a gradient that only look different. XLA would otherwise compute it
+        # once and write the new moments to memory in float32, which costs more than
+        # reading codes and gradient again; products in common would be rounded in some
+        # programs and fused with a sum in others. A barrier around the codes would copy
+        # them, and one around the gradient would write it to memory after clipping.
         zero, scales = jax.lax.optimization_barrier((np.uint8(0), scales))
+        leaf = leaf._replace(grad=prevent_fma(leaf.grad, zero.astype(jnp.int32)))
         moments = tuple(
             moment if own is None else moment._replace(codes=moment.codes ^ zero)
             for moment, own in zip(moments, levels, strict=True)
@@ -301,6 +330,23 @@ def quantized(
         )
 
     return dataclasses.replace(rule, init=init, update=update, layouts=layouts_of)
+
+
+def _sharding_of(
+    moment: jax.Array | jax.ShapeDtypeStruct, param: jax.Array, of_param: NamedSharding
+) -> NamedSharding:
+    """Returns the sharding of codes or scales on explicit mesh axes.
+
+    It is the leaf's where the shape divides, and else replicated.
+    """
+    if moment.ndim != param.ndim:
+        return NamedSharding(of_param.mesh, PartitionSpec())
+    axes = []
+    for size, names in zip(moment.shape, of_param.spec, strict=False):
+        several = (names,) if isinstance(names, str) else names or ()
+        num_shards = math.prod(of_param.mesh.shape[name] for name in several)
+        axes.append(names if size % num_shards == 0 else None)
+    return NamedSharding(of_param.mesh, PartitionSpec(*axes))
 
 
 def _stays_float32(

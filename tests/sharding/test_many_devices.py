@@ -14,6 +14,7 @@ from jaxopt_tf import adamw_tf, clip
 from jaxopt_tf.optimizers import (
     adafactor_tf,
     adafactor_trainer,
+    adamw_4bit_tf,
     adamw_8bit_tf,
     adamw_hf_v4,
 )
@@ -195,3 +196,25 @@ def test_in_low_precision_few_elements_are_rounded_otherwise(name):
                 of = theirs if name == "clip" else PARAMS[leaf]
                 assert np.all(np.abs(ours - theirs) <= 2 * unit * np.abs(of)), leaf
                 assert np.mean(ours != theirs) <= 2e-3, leaf
+
+
+@pytest.mark.parametrize("build", [adamw_8bit_tf, adamw_4bit_tf])
+def test_codes_are_equal_on_explicit_axes(build, rng):
+    # Rows of 896 elements have three and a half blocks, and a shard of them 224.
+    axis_types = (jax.sharding.AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=axis_types)
+    kernel = rng.normal(size=(16, 896)).astype(np.float32)
+    optimizer = build(1e-3)
+
+    def codes(place):
+        params = {"kernel": place(kernel)}
+        state = jax.jit(optimizer.init)(params)
+        for _ in range(2):
+            _, state = jax.jit(optimizer.update)(params, state, params)
+        return state.mu["kernel"].codes
+
+    expected = codes(jnp.asarray)
+    with jax.set_mesh(mesh):
+        place = jax.sharding.NamedSharding(mesh, jax.P("x", "y"))
+        found = codes(functools.partial(jax.device_put, device=place))
+        np.testing.assert_array_equal(found, expected)
