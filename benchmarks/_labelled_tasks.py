@@ -105,7 +105,7 @@ def descriptions(work: Path, rows: list[Any]) -> Task:
         d_ff=256,
         num_heads=4,
         common={
-            "num_train_epochs": 5,
+            "num_train_epochs": 3,
             "per_device_train_batch_size": 32,
             "per_device_eval_batch_size": 64,
             "gradient_accumulation_steps": 1,
