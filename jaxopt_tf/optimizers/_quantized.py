@@ -226,33 +226,52 @@ def quantized(
         keep_float32: bool for each leaf, or a callable from params to that: which
             leaves have float32 moments. None for the embeddings.
     """
-    levels = [
+    levels = tuple(
         None if s is None else quantizer.signed if s else quantizer.unsigned
         for s in signed
-    ]
+    )
+    own = _QuantizedLeaves(rule, quantizer, levels, layouts, keep_float32)
+    return dataclasses.replace(
+        rule, init=own.init, update=own.update, layouts=own.layouts_of
+    )
 
-    def layouts_of(params: PyTree, grads: Sequence[Any]) -> list[Any]:
-        check_whole(rule.name, params, grads, "a scale is that of a whole block")
-        found = jax.tree.leaves(resolve_layouts(layouts, params))
-        stays_float32 = _stays_float32(keep_float32, params, quantizer.skips_embeddings)
+
+@dataclasses.dataclass(frozen=True)
+class _QuantizedLeaves:
+    """Arithmetic of `quantized`, whose arguments the attributes are."""
+
+    rule: LeafRule
+    quantizer: Quantizer
+    levels: tuple[Levels | None, ...]  # of each moment
+    layouts: Mapping[str, TorchLayout] | None
+    keep_float32: Callable[[PyTree], PyTree] | PyTree | None
+
+    def layouts_of(self, params: PyTree, grads: Sequence[Any]) -> list[Any]:
+        """Returns for each leaf its layout, and whether it is quantized."""
+        reason = "a scale is that of a whole block"
+        check_whole(self.rule.name, params, grads, reason)
+        found = jax.tree.leaves(resolve_layouts(self.layouts, params))
+        skips = self.quantizer.skips_embeddings
+        stays_float32 = _stays_float32(self.keep_float32, params, skips)
         return [
-            (layout, not is_float32 and quantizer.is_quantized(leaf, layout))
+            (layout, not is_float32 and self.quantizer.is_quantized(leaf, layout))
             for leaf, layout, is_float32 in zip(
                 jax.tree.leaves(params), found, stays_float32, strict=True
             )
         ]
 
-    def init(p: jax.Array, layout: Any) -> Moments:
+    def init(self, p: jax.Array, layout: Any) -> Moments:
+        """Returns the moments of a leaf before the first update."""
         in_torch, is_quantized = layout
-        plain = dataclasses.replace(rule, layouts=None)
+        plain = dataclasses.replace(self.rule, layouts=None)
         if not is_quantized:
             return plain.init_leaf(p, None)
 
         def stored(p: jax.Array) -> Moments:
             moments = plain.init_leaf(p, None)
             return tuple(
-                moment if own is None else quantizer.empty(moment, own, in_torch)
-                for moment, own in zip(moments, levels, strict=True)
+                moment if own is None else self.quantizer.empty(moment, own, in_torch)
+                for moment, own in zip(moments, self.levels, strict=True)
             )
 
         shapes = jax.eval_shape(stored, jax.ShapeDtypeStruct(p.shape, p.dtype))
@@ -267,17 +286,18 @@ def quantized(
         moments: Moments = jax.tree.map(zeros, shapes)
         return moments
 
-    def update(leaf: Leaf, scalars: Any, moments: Moments) -> Moments:
+    def update(self, leaf: Leaf, scalars: Any, moments: Moments) -> Moments:
+        """Returns the new parameter and the new moments of a leaf."""
         layout, is_quantized = leaf.layout
         leaf = leaf._replace(layout=None)
         if not is_quantized:
-            return rule.update(leaf, scalars, moments)
+            return self.rule.update(leaf, scalars, moments)
 
         def of_arrays(
             param: jax.Array, grad: jax.Array, scalars: Any, moments: Moments
         ) -> Moments:
             arrays = leaf._replace(param=param, grad=grad)
-            return update_quantized(arrays, layout, scalars, moments)
+            return self._update_quantized(arrays, layout, scalars, moments)
 
         sharding = _pytrees.explicit_sharding(leaf.param)
         arguments = leaf.param, leaf.grad, scalars, moments
@@ -292,10 +312,12 @@ def quantized(
         new: Moments = with_auto_axes(*arguments)
         return new
 
-    def update_quantized(
-        leaf: Leaf, layout: TorchLayout, scalars: Any, moments: Moments
+    def _update_quantized(
+        self, leaf: Leaf, layout: TorchLayout, scalars: Any, moments: Moments
     ) -> Moments:
-        def updated(old: Moments, *, look_up: bool = False) -> Moments:
+        quantizer, levels = self.quantizer, self.levels
+
+        def updated(leaf: Leaf, old: Moments, *, look_up: bool = False) -> Moments:
             shape = leaf.param.shape
             decoded = tuple(
                 moment
@@ -303,13 +325,14 @@ def quantized(
                 else quantizer.decode(moment, own, layout, shape, look_up=look_up)
                 for moment, own in zip(old, levels, strict=True)
             )
-            return rule.update(leaf, scalars, decoded)
+            return self.rule.update(leaf, scalars, decoded)
 
         # With a table, XLA for GPUs fuses the update with the reductions. Without one,
         # it writes the new codes to the memory of the old ones.
+        _, *new = updated(leaf, moments, look_up=True)
         scales = [
-            None if own is None else quantizer.scales(new, layout)
-            for new, own in zip(updated(moments, look_up=True)[1:], levels, strict=True)
+            None if own is None else quantizer.scales(moment, layout)
+            for moment, own in zip(new, levels, strict=True)
         ]
         # The update is computed a second time, once the scales are known, and from
         # codes and a gradient that only look different. XLA would otherwise compute it
@@ -323,13 +346,11 @@ def quantized(
             moment if own is None else moment._replace(codes=moment.codes ^ zero)
             for moment, own in zip(moments, levels, strict=True)
         )
-        new_param, *new = updated(moments)
+        new_param, *new = updated(leaf, moments)
         return new_param, *(
             moment if own is None else quantizer.encode(moment, scale, own, layout)
             for moment, scale, own in zip(new, scales, levels, strict=True)
         )
-
-    return dataclasses.replace(rule, init=init, update=update, layouts=layouts_of)
 
 
 def _sharding_of(
