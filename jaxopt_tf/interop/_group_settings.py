@@ -24,6 +24,27 @@ ADAFACTOR_SETTINGS = {
     **dict.fromkeys(("scale_parameter", "relative_step", "warmup_init"), False),
     "beta1": None,
 }
+# Of torch 2.13, as Trainer builds them.
+SGD_SETTINGS = {
+    **{"momentum": 0, "dampening": 0, "nesterov": False},
+    **dict.fromkeys(("maximize", "differentiable"), False),
+    **dict.fromkeys(("foreach", "fused")),
+}
+ADAGRAD_SETTINGS = {
+    **{"lr_decay": 0, "eps": 1e-10, "initial_accumulator_value": 0},
+    **dict.fromkeys(("maximize", "differentiable"), False),
+    **dict.fromkeys(("foreach", "fused")),
+}
+RMSPROP_SETTINGS = {
+    **{"momentum": 0, "alpha": 0.99, "eps": 1e-8, "centered": False},
+    **dict.fromkeys(("maximize", "capturable", "differentiable"), False),
+    "foreach": None,
+}
+_TORCH_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "sgd": SGD_SETTINGS,
+    "adagrad": ADAGRAD_SETTINGS,
+    "rmsprop": RMSPROP_SETTINGS,
+}
 # bitsandbytes has one class for AdamW and AdEMAMix, whose settings these are.
 BITSANDBYTES_SETTINGS = {"alpha": 0.0, "t_alpha": None, "t_beta3": None}
 # RMSprop of bitsandbytes as Trainer builds it: alpha and momentum are its betas.
@@ -55,8 +76,8 @@ def group_settings(recipe: Recipe) -> dict[str, Any]:
     Raises:
         ValueError: if the state of the recipe's optimizer is not converted.
 
-    Source: transformers 5.23 `trainer_optimizer.py`; torch 2.13 `optim/adamw.py`;
-        bitsandbytes 0.50.2 `optim/`; torch-optimi 0.3.3 `stableadamw.py`.
+    Source: transformers 5.23 `trainer_optimizer.py`; torch 2.13 `optim/`; bitsandbytes
+        0.50.2 `optim/`; torch-optimi 0.3.3 `stableadamw.py`.
     """
     of_adam = {
         "betas": (float(recipe.adam_beta1), float(recipe.adam_beta2)),
@@ -65,6 +86,8 @@ def group_settings(recipe: Recipe) -> dict[str, Any]:
     if recipe.optim in _TORCH_ADAMW:
         is_fused = recipe.optim == "adamw_torch_fused"
         return {**ADAMW_SETTINGS, **of_adam, "fused": True if is_fused else None}
+    if recipe.optim in _TORCH_SETTINGS:
+        return {**_TORCH_SETTINGS[recipe.optim], **_optim_args(recipe)}
     if recipe.optim in _BITSANDBYTES_ADAMW:
         return {**BITSANDBYTES_SETTINGS, **of_adam}
     if recipe.optim in _BITSANDBYTES_ADEMAMIX:
@@ -80,9 +103,9 @@ def group_settings(recipe: Recipe) -> dict[str, Any]:
     if recipe.optim == "adafactor":
         return dict(ADAFACTOR_SETTINGS)
     raise ValueError(
-        "`recipe` must have AdamW of torch, an optimizer of bitsandbytes, Adafactor, "
-        "StableAdamW or a schedule-free optimizer for `optim`, got "
-        f"{recipe.optim!r}, whose state cannot be converted."
+        "`recipe` must have AdamW, SGD, Adagrad or RMSprop of torch, an optimizer of "
+        "bitsandbytes, Adafactor, StableAdamW or a schedule-free optimizer for "
+        f"`optim`, got {recipe.optim!r}, whose state cannot be converted."
     )
 
 

@@ -17,9 +17,12 @@ from .. import _pytrees
 from .._typing import PyTree
 from ..optimizers import (
     AdafactorState,
+    AdagradState,
     AdamWState,
     QuantizedMoment,
+    RMSpropState,
     ScheduleFreeState,
+    SGDState,
     StableAdamWState,
     TorchLayout,
     resolve_layouts,
@@ -35,12 +38,18 @@ from ._quantized_moments import (
 )
 from ._schedule_free import num_updates, with_numbers
 from ._state_dict import TorchState
-from ._state_keys import KEYS_BY_STATE, check_fields, check_uncompensated
+from ._state_keys import (
+    KEYS_BY_STATE,
+    check_for_bitsandbytes,
+    check_no_more_keys,
+    check_uncompensated,
+)
 from ._tensor_slices import TensorSlice, leaf_from_tensors, tensor_from_leaves
 
 Layouts = Mapping[str, TorchLayout] | None
 
 _KEYS = KEYS_BY_STATE[AdafactorState]
+_COUNTS_IN_TENSOR = (AdagradState, AdamWState, RMSpropState, StableAdamWState)
 
 
 class _Moment(NamedTuple):
@@ -66,11 +75,9 @@ class NodeMoments:
 
         Raises:
             ValueError: if a leaf's row and column means, or its blocks, are not those
-                of torch, if its moments are those of torchao, or if RMSprop has
-                momentum.
+                of torch, or if its moments are those of torchao.
         """
         keys = KEYS_BY_STATE[type(node)]
-        check_fields(node)
         treedef: Any = jax.tree.structure(params)
         self._node, self._treedef, self._names = node, treedef, names
         self._params = dict(_pytrees.named_leaves(params))
@@ -86,6 +93,10 @@ class NodeMoments:
         leaf_layouts: list[Any] = [None] * treedef.num_leaves
         if self._is_adafactor or self.is_quantized:
             leaf_layouts = treedef.flatten_up_to(resolve_layouts(layouts, params))
+        # SGD without momentum updates all leaves.
+        self._has_no_moments = isinstance(node, SGDState) and not jax.tree.leaves(
+            node.momentum
+        )
         # Moments by leaf and field. The inner dict is empty for a leaf that this state
         # does not update.
         self._moments: dict[str, dict[str, _Moment]] = {}
@@ -121,28 +132,25 @@ class NodeMoments:
             step: step passed to the schedule next; None for the largest count.
 
         Raises:
-            ValueError: if the state keeps no first moment and the file has one, or if
+            ValueError: if the file has a moment that the state does not have, or if
                 torch's counts or rates differ where the state has only one.
         """
+        if state.kind is RMSpropState and "centered" not in state.groups[0]:
+            check_for_bitsandbytes(self._node)
         counts: dict[str, int] = {}
         columns = {field: list(column) for field, column in self._columns.items()}
         # Each leaf is copied to its devices before the next is read, so that host
         # memory contains one leaf of a mapped file at a time.
         for i, (leaf, moments) in enumerate(self._moments.items()):
-            if not moments:
+            if not moments and not self._has_no_moments:
                 continue
             tensors = [found.torch_name for found in self._names.by_leaf[leaf]]
             counts[leaf] = _count(leaf, tensors, state)
+            entries = {n: state.entry(n) for n in tensors}
             if "compensation" not in moments:
-                check_uncompensated(leaf, {n: state.entry(n) for n in tensors})
-            if "mu" not in moments and any(
-                "exp_avg" in state.entry(n) for n in tensors
-            ):
-                raise ValueError(
-                    f"`opt_state` must have a first moment for {leaf!r}, because the "
-                    "file contains `exp_avg`, got none. Build the optimizer with the "
-                    "`beta1` of the file."
-                )
+                check_uncompensated(leaf, entries)
+            keys = [moment.key for moment in moments.values()]
+            check_no_more_keys(leaf, self._node, keys, entries.values())
             is_quantized = [
                 isinstance(m.array, QuantizedMoment) for m in moments.values()
             ]
@@ -163,6 +171,13 @@ class NodeMoments:
             groups = state.groups_of(self._tensors(counts))
             counts = dict.fromkeys(counts, num_updates(groups))
             node = with_numbers(node, groups)
+        if isinstance(node, SGDState):
+            # torch's SGD counts no updates. The number of a leaf decides only whether
+            # its next update is the first one, which has no dampening.
+            counts = {
+                leaf: max(count, step or 0) if count or self._has_no_moments else 0
+                for leaf, count in counts.items()
+            }
         step = max(counts.values(), default=0) if step is None else step
         new = node._replace(
             count=self._count_tree(counts),
@@ -238,6 +253,8 @@ class NodeMoments:
             for_bitsandbytes: return entries of bitsandbytes, nested as in its version
                 0.49.2 and later.
         """
+        if for_bitsandbytes:
+            check_for_bitsandbytes(self._node)
         counts = [int(count) for count in jax.tree.leaves(self._node.count)]
         # A state has one counter for all leaves, or one counter for each leaf.
         counts = counts * len(self._params) if len(counts) == 1 else counts
@@ -248,16 +265,18 @@ class NodeMoments:
             if leaf not in self._moments:  # frozen
                 continue
             count, moments = count_by_leaf[leaf], self._moments[leaf]
-            if count == 0 or not moments:
+            # torch's Adagrad has entries before the first update, and needs them.
+            if not moments or (count == 0 and not isinstance(self._node, AdagradState)):
                 continue
-            # torch's AdamW counts in a float32 tensor since version 1.12, Transformers'
+            # torch counts in a float32 tensor since version 1.12, Transformers'
             # Adafactor in an int, StableAdamW in the group.
             entry: dict[str, Any] = {"step": count}
-            if isinstance(self._node, AdamWState | StableAdamWState):
+            if isinstance(self._node, _COUNTS_IN_TENSOR):
                 entry["step"] = as_tensor(np.array(count, np.float32))
             if isinstance(self._node, StableAdamWState):
                 entry["kahan_comp"] = None
-            if isinstance(self._node, ScheduleFreeState):  # counted in the groups
+            # Counted in the groups, or not at all.
+            if isinstance(self._node, ScheduleFreeState | SGDState):
                 del entry["step"]
             for field, moment in moments.items():
                 parts = [self._moments[found.leaf][field] for found in slices]

@@ -1,8 +1,7 @@
 """Formats of the state dicts of torch optimizers.
 
-Formats of AdamW, Adafactor, the optimizers of bitsandbytes, StableAdamW of torch-optimi
-and schedulefree are read. Other formats are recognized by their keys, so that an error
-can name the optimizer.
+Formats of AdamW, SGD, Adagrad and RMSprop of torch, of Transformers' Adafactor, the
+optimizers of bitsandbytes, StableAdamW of torch-optimi and schedulefree are read.
 """
 
 import math
@@ -11,21 +10,27 @@ from typing import Any, NamedTuple
 
 from ..optimizers import (
     AdafactorState,
+    AdagradState,
     AdamWState,
     AdEMAMixState,
     LionState,
     RMSpropState,
     ScheduleFreeState,
+    SGDState,
     StableAdamWState,
 )
 from ._group_settings import (
     ADAFACTOR_SETTINGS,
+    ADAGRAD_SETTINGS,
     ADAMW_SETTINGS,
     BITSANDBYTES_SETTINGS,
+    RMSPROP_SETTINGS,
+    SGD_SETTINGS,
     STABLE_ADAMW_SETTINGS,
 )
 from ._schedule_free import RUNNING, check_train_mode
 from ._state_keys import BITSANDBYTES_NESTED
+from ._unread_formats import LABELS, key_set, optimizer_name
 
 StateType = type[Any]  # one of those above
 
@@ -61,21 +66,15 @@ def _has_eps(group: Mapping[str, Any]) -> bool:
     return not _has_no_eps(group)
 
 
-def _key_set(keys: str) -> frozenset[str]:
-    return frozenset(keys.split())
-
-
-# Keys that every group may have. `initial_lr` is added by torch's schedules.
-_LABELS = _key_set("params param_names initial_lr")
-_MOMENTS = (_key_set("exp_avg exp_avg_sq"),)
-_ADAM = _key_set("lr betas eps weight_decay")
+_MOMENTS = (key_set("exp_avg exp_avg_sq"),)
+_ADAM = key_set("lr betas eps weight_decay")
 _BITSANDBYTES_MOMENTS = tuple(
-    _key_set(f"{nested} {arrays}")
+    key_set(f"{nested} {arrays}")
     for nested in ("", BITSANDBYTES_NESTED)
     for arrays in ("state1 state2", "state1 state2 qmap1 qmap2 absmax1 absmax2")
 )
 _BITSANDBYTES_ONE_MOMENT = tuple(
-    _key_set(f"{nested} {arrays}")
+    key_set(f"{nested} {arrays}")
     for nested in ("", BITSANDBYTES_NESTED)
     for arrays in ("state1", "state1 qmap1 absmax1")
 )
@@ -84,12 +83,34 @@ _READABLE = (
     _Format(
         AdamWState, _MOMENTS, _ADAM | {"amsgrad"}, ADAMW_SETTINGS.keys() | {"step"}
     ),
+    # SGD of torch has no entries without momentum; before version 2.1 they have a
+    # buffer of None.
+    _Format(
+        SGDState,
+        (key_set("momentum_buffer"),),
+        key_set("lr momentum dampening weight_decay nesterov"),
+        SGD_SETTINGS.keys(),
+    ),
+    _Format(
+        AdagradState,
+        (key_set("sum"),),
+        key_set("lr lr_decay eps weight_decay initial_accumulator_value"),
+        ADAGRAD_SETTINGS.keys(),
+    ),
+    _Format(
+        RMSpropState,
+        tuple(
+            key_set(f"square_avg {buffer} {mean}")
+            for buffer in ("", "momentum_buffer")
+            for mean in ("", "grad_avg")
+        ),
+        key_set("lr momentum alpha eps centered weight_decay"),
+        RMSPROP_SETTINGS.keys(),
+    ),
     # transformers.AdamW of Transformers 4.
     _Format(AdamWState, _MOMENTS, _ADAM | {"correct_bias"}, frozenset()),
     # FusedAdam of Apex and of DeepSpeed.
-    _Format(
-        AdamWState, _MOMENTS, _ADAM | {"bias_correction"}, _key_set("step amsgrad")
-    ),
+    _Format(AdamWState, _MOMENTS, _ADAM | {"bias_correction"}, key_set("step amsgrad")),
     # AdamW of bitsandbytes, with 32 or 8 bits; before version 0.44 its groups have no
     # settings of AdEMAMix.
     _Format(
@@ -122,17 +143,17 @@ _READABLE = (
     # StableAdamW of torch-optimi, which counts updates in the group.
     _Format(
         StableAdamWState,
-        (_key_set("exp_avg exp_avg_sq eps_sq kahan_comp"),),
-        _key_set("lr beta1 beta2 eps weight_decay") | STABLE_ADAMW_SETTINGS.keys(),
-        _key_set("step"),
+        (key_set("exp_avg exp_avg_sq eps_sq kahan_comp"),),
+        key_set("lr beta1 beta2 eps weight_decay") | STABLE_ADAMW_SETTINGS.keys(),
+        key_set("step"),
     ),
     # AdamW, RAdam and SGD of schedulefree since version 1.2. Earlier groups have no
     # `scheduled_lr`, and files without `train_mode` are refused by name.
     *(
         _Format(
             ScheduleFreeState,
-            (_key_set(entries),),
-            _key_set(f"lr weight_decay r weight_lr_power {keys}") | {*RUNNING[:3]},
+            (key_set(entries),),
+            key_set(f"lr weight_decay r weight_lr_power {keys}") | {*RUNNING[:3]},
             {*RUNNING, "foreach"},
         )
         for entries, keys in (
@@ -146,7 +167,7 @@ _READABLE = (
     _Format(
         AdafactorState,
         tuple(
-            _key_set(f"{mean} {squares} RMS")
+            key_set(f"{mean} {squares} RMS")
             for mean in ("", "exp_avg")
             for squares in ("exp_avg_sq", "exp_avg_sq_row exp_avg_sq_col")
         ),
@@ -155,53 +176,10 @@ _READABLE = (
     ),
 )
 # Required values of settings that otherwise change the optimizer's formula.
-_VALUES = {"amsgrad": False, "correct_bias": True, "bias_correction": True}
-
-# Formats of other optimizers, taken from files that Trainer or the optimizer wrote:
-# torch 2.13, transformers 5.23, bitsandbytes 0.50.2 (0.49.2 and later nest their state,
-# earlier versions do not), torchao 0.18, torch-optimi 0.3.3, schedulefree 1.4.1,
-# lomo-optim 0.1.1, grokadamw 0.1.2, galore-torch 1.0, apollo-torch 1.0.3.
-# The first match counts, so more specific formats come first. Columns: name; keys that
-# are all in entries of `state`, or keys that are all in one group; keys that are in no
-# group.
-_OTHER_FORMATS = (
-    ("torch's AdamW with `amsgrad`", "max_exp_avg_sq", "", ""),
-    ("GaLore", "", "update_proj_gap scale", "scale_type"),
-    ("APOLLO", "scaled_grad", "update_proj_gap scale_type", ""),
-    ("bitsandbytes AdamW with `percentile_clipping`", "gnorm_vec", "", ""),
-    ("bitsandbytes AdamW with `max_unorm`", "unorm_vec", "", ""),
-    ("bitsandbytes 8-bit AdamW without blocks", "new_max1 new_max2", "", ""),
-    ("another version of bitsandbytes", "state1", "", ""),
-    ("stable_adamw (torch-optimi)", "eps_sq", "kahan_sum decouple_lr", ""),
-    ("schedule_free_radam (schedulefree)", "", "train_mode silent_sgd_phase", ""),
-    ("schedule_free_sgd (schedulefree)", "", "train_mode lr_max momentum", ""),
-    ("schedule_free_adamw (schedulefree)", "z", "train_mode lr_max", ""),
-    ("grokadamw", "", "alpha_init lamb", ""),
-    ("AdaLomo", "", "clip_grad_value weight_decay", ""),
-    ("LOMO", "", "clip_grad_value", ""),
-    ("adamw_anyprecision", "compensation", "use_kahan_summation", ""),
-    ("torch's NAdam", "mu_product", "momentum_decay", ""),
-    ("torch's RAdam", "", "betas decoupled_weight_decay", "amsgrad"),
-    ("torch's Adamax", "exp_inf", "", ""),
-    ("torch's SparseAdam", "", "betas maximize", "weight_decay"),
-    ("torch's Adafactor", "row_var", "beta2_decay", ""),
-    ("torch's Muon", "", "ns_coefficients", ""),
-    ("torch's SGD", "", "momentum dampening nesterov", ""),
-    ("torch's Adagrad", "", "lr_decay initial_accumulator_value", ""),
-    ("torch's RMSprop", "", "alpha centered", ""),
-    ("torch's Adadelta", "acc_delta", "rho", ""),
-    ("torch's ASGD", "eta ax", "lambd t0", ""),
-    ("torch's Rprop", "prev step_size", "etas", ""),
-    ("torch's LBFGS", "old_dirs", "history_size", ""),
-    ("Apex's FusedLAMB", "", "grad_averaging max_grad_norm", ""),
-    ("CAME", "exp_avg_res_row", "", ""),
-    ("Adan", "exp_avg_diff", "", ""),
-    ("AdaBelief", "exp_avg_var", "", ""),
-    ("Sophia", "hessian", "", ""),
-    ("SOAP", "GG Q", "", ""),
-    ("Prodigy", "", "d d_coef", ""),
-    ("torch's SGD or Muon", "momentum_buffer", "", ""),
-)
+_VALUES = {
+    **dict.fromkeys(("amsgrad", "maximize"), False),
+    **dict.fromkeys(("correct_bias", "bias_correction"), True),
+}
 
 # Keys at the top level, or in `state`, that only one framework writes.
 _FRAMEWORKS = {
@@ -236,7 +214,7 @@ def check_format(state_dict: Any) -> StateType:
     # The keys must match exactly: an unknown key may belong to a variant of the
     # optimizer with another formula.
     for known in _READABLE:
-        allowed = known.needed | known.optional | _LABELS
+        allowed = known.needed | known.optional | LABELS
         if (
             all(known.needed <= keys <= allowed for keys in group_keys)
             and all(keys - {"step"} in known.entries for keys in entry_keys)
@@ -264,7 +242,7 @@ def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
             # torch checks ranges when AdamW is built, but not when a state dict is
             # loaded.
             minimum, end, limit = 0.0, math.inf, "finite and at least 0"
-            if key == "decay_rate":
+            if key in ("decay_rate", "dampening"):
                 minimum, limit = -math.inf, "finite"
             elif key == "lr_max":  # of schedulefree, before the first update
                 minimum, limit = -1.0, "finite and at least -1"
@@ -357,9 +335,9 @@ def _not_read(
     entry_keys: frozenset[str], group_keys: Sequence[frozenset[str]]
 ) -> ValueError:
     """Returns the error for a format that is not read."""
-    name, remedy = _optimizer_name(entry_keys, group_keys), _REMEDY
+    name, remedy = optimizer_name(entry_keys, group_keys), _REMEDY
     found = frozenset[str]().union(*group_keys)
-    known = _LABELS.union(*(f.needed | f.optional for f in _READABLE))
+    known = LABELS.union(*(f.needed | f.optional for f in _READABLE))
     if not name and found - known:
         remedy += (
             f" If {sorted(found - known)} do not change its updates, remove them from "
@@ -367,34 +345,10 @@ def _not_read(
         )
     description = f"the state of {name}" if name else "an unknown format"
     return _error(
-        "be that of AdamW of torch or of an optimizer of bitsandbytes, schedulefree, "
-        "Transformers' Adafactor or StableAdamW of torch-optimi",
+        "be that of AdamW, SGD, Adagrad or RMSprop of torch or of an optimizer of "
+        "bitsandbytes, schedulefree, Transformers' Adafactor or StableAdamW of "
+        "torch-optimi",
         f"{description}: its entries have {sorted(entry_keys)} and its groups "
         f"{sorted(found - {'params'})}.",
         remedy,
     )
-
-
-def _optimizer_name(
-    entry_keys: frozenset[str], group_keys: Sequence[frozenset[str]]
-) -> str:
-    """Returns the optimizer that wrote a state dict with these keys; "" if unknown.
-
-    Args:
-        entry_keys: keys of all entries of `state`, and of the dicts in them.
-        group_keys: keys of each group.
-    """
-    # Layer-wise optimizers step in gradient hooks. Trainer saves a dummy optimizer,
-    # whose groups have nothing but `lr`.
-    if not entry_keys and all(keys - _LABELS == {"lr"} for keys in group_keys):
-        return (
-            "a layer-wise optimizer (galore_*_layerwise, apollo_adamw_layerwise), "
-            "whose moments Trainer does not save"
-        )
-    for name, entries, groups, absent in _OTHER_FORMATS:
-        by_entry = entries and _key_set(entries) <= entry_keys
-        by_group = groups and any(_key_set(groups) <= keys for keys in group_keys)
-        if (by_entry or by_group) and not any(_key_set(absent) & k for k in group_keys):
-            return name
-    # Lion's group has no key of its own, and its entries have only a first moment.
-    return "Lion" if entry_keys - {"step"} == {"exp_avg"} else ""

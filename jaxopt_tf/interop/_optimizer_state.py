@@ -41,9 +41,11 @@ def opt_state_from_torch(
     in bfloat16 or float16 are converted to the dtype of `opt_state`. Codes of 8 bits
     and the scales of their blocks, in files of bitsandbytes, are copied to a state of
     `adamw_8bit_tf` or another optimizer of 8 bits, which must quantize the same leaves.
-    Files of bitsandbytes' AdamW, Lion, RMSprop and AdEMAMix, of torch-optimi's
-    StableAdamW and of Transformers' Adafactor are read like those of AdamW. A parameter
-    without an entry, which never had a gradient, has moments of zeros and the count 0.
+    Files of torch's SGD, Adagrad and RMSprop, of bitsandbytes' AdamW, Lion, RMSprop and
+    AdEMAMix, of torch-optimi's StableAdamW and of Transformers' Adafactor are read like
+    those of AdamW. A parameter without an entry, which never had a gradient, has
+    moments of zeros and the count 0. Files of SGD have no counts: a parameter with a
+    buffer has the count `step`, or 1 if that is None.
     For schedulefree, z of a parameter without an entry is the parameter. The weights
     beside a file whose `train_mode` is False are not the parameters of training;
     `read_trainer_checkpoint` converts them.
@@ -135,17 +137,18 @@ def torch_from_opt_state(
 
     Args:
         opt_state: the state of an optimizer that contains `adamw_tf`, `adafactor_tf`,
-            `lion_tf`, `rmsprop_tf`, `ademamix_tf`, `stable_adamw_tf`, a form of these
-            with 8 bits as in bitsandbytes, or a schedule-free optimizer.
+            `sgd_tf`, `adagrad_tf`, `lion_tf`, `rmsprop_tf`, `ademamix_tf`,
+            `stable_adamw_tf`, a form of these with 8 bits as in bitsandbytes, or a
+            schedule-free optimizer.
         params: parameters of `opt_state`.
         names: names of torch's parameters, with the leaf of each.
         param_groups: settings of each group (`lr`, `weight_decay` and others), as in
             `param_groups` of a state dict. torch uses them in place of the settings
             that its optimizer was built with. `params` of a group is not read. If a
-            group has `t_alpha`, if moments have 8 bits, or for Lion, RMSprop and
-            AdEMAMix, the state dict is that of bitsandbytes (0.49.2 and later). The
-            numbers of schedulefree are those of the state, with `train_mode` True,
-            since `params` are those of training.
+            group has `t_alpha`, if moments have 8 bits, for Lion and AdEMAMix, and for
+            RMSprop without `centered` in the groups, the state dict is that of
+            bitsandbytes (0.49.2 and later). The numbers of schedulefree are those of
+            the state, with `train_mode` True, since `params` are those of training.
         groups: names of the parameters of each group, in the order in which they are
             passed to torch; None for Trainer's two groups, or for
             `named_parameters()` if there is one group.
@@ -173,12 +176,19 @@ def torch_from_opt_state(
     nodes = [NodeMoments(n, params, names, layouts) for n in _nodes(opt_state)]
     kinds = {type(node) for node in _nodes(opt_state)}
     # Groups of bitsandbytes have the settings of AdEMAMix.
-    for_bitsandbytes = any(node.is_quantized for node in nodes) or any(
-        "t_alpha" in settings for settings in param_groups
+    is_quantized = any(node.is_quantized for node in nodes)
+    is_of_torch = any("centered" in settings for settings in param_groups)
+    if is_quantized and is_of_torch:
+        raise ValueError(
+            "`param_groups` must be those of bitsandbytes for moments of 8 bits, got "
+            "groups of torch's RMSprop. Pass `betas` as (alpha, 0)."
+        )
+    for_bitsandbytes = (
+        is_quantized
+        or bool(kinds & {AdEMAMixState, LionState})
+        or (RMSpropState in kinds and not is_of_torch)
+        or any("t_alpha" in settings for settings in param_groups)
     )
-    if kinds & {AdEMAMixState, LionState, RMSpropState}:
-        for_bitsandbytes = True
-        _check_for_bitsandbytes(param_groups)
     for node in nodes:
         entries |= node.to_torch(for_bitsandbytes=for_bitsandbytes)
     named = resolve_groups(len(param_groups), names, groups, decay_rule)
@@ -202,14 +212,6 @@ def torch_from_opt_state(
         saved.append({**hyperparams, **group_params})
     state = {i: entries[name] for name, i in index_by_name.items() if name in entries}
     return {"state": state, "param_groups": saved}
-
-
-def _check_for_bitsandbytes(param_groups: Sequence[Mapping[str, Any]]) -> None:
-    if any("centered" in settings for settings in param_groups):
-        raise ValueError(
-            "`param_groups` must be those of bitsandbytes, got groups of torch's "
-            "RMSprop, whose state is not converted. Pass `betas` as (alpha, 0)."
-        )
 
 
 def _nodes(opt_state: PyTree) -> list[Any]:

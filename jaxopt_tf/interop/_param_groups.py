@@ -21,7 +21,10 @@ _SHOWN = 3  # names that a message lists
 # One setting per optimizer that all of its groups have: AdamW's `betas`, Adafactor's
 # `clip_threshold`, StableAdamW's `beta1` and others. A file without it was written by
 # another optimizer.
-_NEEDED = {"betas", "beta1", "clip_threshold", "warmup_steps", "silent_sgd_phase"}
+_NEEDED = {
+    *("betas", "beta1", "clip_threshold", "warmup_steps", "silent_sgd_phase"),
+    *("dampening", "lr_decay", "centered"),
+}
 # Settings that the schedule changes, or that do not affect the updates.
 _NOT_COMPARED = {
     *("lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"),

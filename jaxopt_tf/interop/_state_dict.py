@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _checks
+from ..optimizers import SGDState
 from ._arrays import as_numpy, check_finite, check_fits, check_tensor
 from ._optimizer_formats import StateType, check_format
 from ._param_groups import (
@@ -84,7 +85,7 @@ class TorchState(NamedTuple):
         entry = self.entry(name)
         if not entry:
             return None
-        is_square, index = key.startswith(("exp_avg_sq", "square_avg")), None
+        is_square, index = key.startswith(("exp_avg_sq", "square_avg", "sum")), None
         if "state1" in entry:
             number, index = BITSANDBYTES_KEYS[key]
             key = f"state{number}"
@@ -116,10 +117,15 @@ class TorchState(NamedTuple):
         return _checks.step_count(f"step` of `{name}", step)
 
     def step(self, name: str) -> Any:
-        """Returns the unconverted `step` of a parameter; None if the file has none."""
+        """Returns the unconverted `step` of a parameter; None if the file has none.
+
+        1 for a parameter of SGD with a buffer.
+        """
         entry = self.entry(name)
         if not entry:
             return 0
+        if self.kind is SGDState:  # counts nothing
+            return int(entry.get("momentum_buffer") is not None)
         # Apex's FusedAdam has one count for each group, and schedulefree, too.
         group = self.groups[self.group_by_name[name]]
         return entry.get("step", group.get("step", group.get("k")))

@@ -1,17 +1,19 @@
 """Keys of moments in torch's state dicts, for each state of an optimizer."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
 
 from ..optimizers import (
     AdafactorState,
+    AdagradState,
     AdamWState,
     AdEMAMixState,
     LionState,
     RMSpropState,
     ScheduleFreeState,
+    SGDState,
     StableAdamWState,
 )
 
@@ -35,6 +37,7 @@ KEYS_BY_STATE: Mapping[type, Mapping[str, str]] = {
         "nu_row": "exp_avg_sq_row",
         "nu_col": "exp_avg_sq_col",
     },
+    AdagradState: {"nu": "sum"},
     AdamWState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
     AdEMAMixState: {
         "mu": "exp_avg_fast",
@@ -42,8 +45,13 @@ KEYS_BY_STATE: Mapping[type, Mapping[str, str]] = {
         "nu": "exp_avg_sq",
     },
     LionState: {"mu": "exp_avg"},
-    RMSpropState: {"nu": "square_avg"},
+    RMSpropState: {
+        "nu": "square_avg",
+        "mu": "grad_avg",
+        "momentum": "momentum_buffer",
+    },
     ScheduleFreeState: {"z": "z", "nu": "exp_avg_sq"},
+    SGDState: {"momentum": "momentum_buffer"},
     StableAdamWState: {
         "mu": "exp_avg",
         "nu": "exp_avg_sq",
@@ -52,7 +60,37 @@ KEYS_BY_STATE: Mapping[type, Mapping[str, str]] = {
 }
 
 
-def check_fields(node: Any) -> None:
+# Argument of an optimizer with which it has the array of a key.
+_ARGUMENTS = {
+    "exp_avg": "beta1",
+    "grad_avg": "centered",
+    "momentum_buffer": "momentum",
+}
+
+
+def check_no_more_keys(
+    leaf: str, node: Any, keys: Collection[str], entries: Iterable[Mapping[str, Any]]
+) -> None:
+    """Raises if the file has arrays for a leaf that the state has no field for.
+
+    Args:
+        leaf: name of the leaf.
+        node: the optimizer state.
+        keys: torch's keys of the moments that the state has for the leaf.
+        entries: entries of the leaf's tensors.
+    """
+    optional = (KEYS_BY_STATE[type(node)].values() & _ARGUMENTS.keys()) - set(keys)
+    for entry in entries:
+        for key in sorted(optional):
+            if entry.get(key) is not None:
+                raise ValueError(
+                    f"`opt_state` must have `{key}` for {leaf!r}, because the file "
+                    "contains it, got none. Build the optimizer with the "
+                    f"`{_ARGUMENTS[key]}` of the file."
+                )
+
+
+def check_for_bitsandbytes(node: Any) -> None:
     """Raises if a state of RMSprop has moments that bitsandbytes does not have."""
     if isinstance(node, RMSpropState) and jax.tree.leaves((node.mu, node.momentum)):
         raise ValueError(

@@ -57,8 +57,8 @@ _SETTINGS = (
     "trial_params",
 )
 # Keys that identify a group of AdamW, of bitsandbytes' AdamW, of schedulefree, of
-# StableAdamW or of
-# Adafactor, or the type of a schedule.
+# StableAdamW, of Adafactor or of torch's SGD, Adagrad or RMSprop, or the type of a
+# schedule.
 _KINDS = frozenset(
     {
         "betas",
@@ -66,6 +66,9 @@ _KINDS = frozenset(
         "t_alpha",
         "decouple_lr",
         "clip_threshold",
+        "dampening",
+        "lr_decay",
+        "centered",
         "lr_lambdas",
         "mode_worse",
         "num_good_epochs",
@@ -103,8 +106,7 @@ def write_trainer_checkpoint(
         folder: a folder that does not exist yet, such as `checkpoint-500` in Trainer's
             `output_dir`.
         params: the parameters.
-        opt_state: state of an optimizer that contains `adamw_tf`, `adafactor_tf`,
-            `adamw_8bit_tf` or a schedule-free optimizer.
+        opt_state: state of an optimizer that `torch_from_opt_state` converts.
         names: names of torch's parameters, with the leaf of each.
         recipe: the recipe of the run. The groups are those of its `decay_rule` if that
             is a version's rule or a sequence of patterns, else those of

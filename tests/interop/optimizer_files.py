@@ -10,13 +10,6 @@ from typing import Any
 _ONE = "weight_decay lr betas eps initial_lr"
 _DUMMY = ("a layer-wise optimizer", "", "lr initial_lr")
 FILES = {
-    "sgd": ("torch's SGD", "", "lr momentum dampening nesterov maximize foreach fused"),
-    "adagrad": (
-        "torch's Adagrad",
-        "step sum",
-        "lr lr_decay eps initial_accumulator_value",
-    ),
-    "rmsprop": ("torch's RMSprop", "step square_avg", "lr momentum alpha eps centered"),
     "bitsandbytes without blocks": (
         "bitsandbytes 8-bit AdamW without blocks",
         "step state1 state2 qmap1 qmap2 max1 max2 new_max1 new_max2",

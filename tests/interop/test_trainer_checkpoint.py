@@ -26,6 +26,9 @@ CASES = [
     ("adamw_torch", "greedy"),
     ("adafactor", "linear"),
     ("adafactor", "plateau"),
+    ("sgd", "linear"),
+    ("adagrad", "linear"),
+    ("rmsprop", "plateau"),
 ]
 every_case = pytest.mark.parametrize(
     ("optim", "schedule"), CASES, ids=["-".join(case) for case in CASES]

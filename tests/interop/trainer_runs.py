@@ -11,6 +11,11 @@ SCHEDULES = {
     "plateau": ("reduce_lr_on_plateau", {"patience": 0, "factor": 0.5}),
     "greedy": ("greedy", {"patience": 0, "min_lr": 1e-5, "max_lr": 1e-2}),
 }
+OPTIM_ARGS = {
+    "sgd": "momentum=0.9,nesterov=true",
+    "adagrad": "lr_decay=0.01",
+    "rmsprop": "momentum=0.9,centered=true",
+}
 MAX_STEPS = 8
 _SHARED = {
     "max_steps": MAX_STEPS,
@@ -26,6 +31,7 @@ def recipe(optim: str, schedule: str) -> Recipe:
     steps = 0 if schedule in ("plateau", "greedy") else 2
     return Recipe(
         optim=optim,
+        optim_args=OPTIM_ARGS.get(optim, ()),
         lr_scheduler_type=name,
         lr_scheduler_kwargs=options,
         warmup_steps=steps,
@@ -49,6 +55,7 @@ def trainer(folder: Any, optim: str, schedule: str) -> Any:
     arguments = TrainingArguments(
         str(folder),
         optim=optim,
+        optim_args=OPTIM_ARGS.get(optim),
         lr_scheduler_type=name,
         lr_scheduler_kwargs=options,
         warmup_steps=0 if schedule in ("plateau", "greedy") else 2,
