@@ -1,5 +1,6 @@
 """Runs of Trainer and of this package that are compared, and their checkpoints."""
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -130,11 +131,19 @@ def relative_difference(
 
 
 def optimizer_arrays(checkpoint: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the moments and counters of a checkpoint of Trainer."""
-    state = interop.load_torch(checkpoint / "optimizer.pt")["state"]
-    for index, entries in state.items():
-        for name, value in entries.items():
-            yield f"{index}.{name}", np.asarray(value)
+    """Yields the moments, counters and numbers of groups in a checkpoint of Trainer."""
+    saved = interop.load_torch(checkpoint / "optimizer.pt")
+    for index, entry in saved["state"].items():
+        # bitsandbytes has its arrays in an inner dict.
+        inner = [value for value in entry.values() if isinstance(value, dict)]
+        for name, value in itertools.chain(*(node.items() for node in (entry, *inner))):
+            # `RMS` of Adafactor is that of the parameter before or after the update.
+            if name != "RMS" and value is not None and not isinstance(value, dict):
+                yield f"{index}.{name}", np.asarray(value)
+    for index, group in enumerate(saved["param_groups"]):
+        for name, value in group.items():
+            if name not in ("params", "param_names") and value is not None:
+                yield f"group {index}.{name}", np.asarray(value)
 
 
 def schedule_array(checkpoint: Path) -> np.ndarray:

@@ -44,16 +44,11 @@ class Plan(NamedTuple):
     lr_scheduler_type: str
     gradient_accumulation_steps: int
     max_steps: int
-    is_evaluated: bool = False  # also when half of the steps are done
 
     def __str__(self) -> str:
         """Name in a table."""
         accumulated = f" x {self.gradient_accumulation_steps}"
-        evaluated = ", evaluated at half" if self.is_evaluated else ""
-        return (
-            f"{self.optim}, {self.lr_scheduler_type}, batches of 8{accumulated}"
-            f"{evaluated}"
-        )
+        return f"{self.optim}, {self.lr_scheduler_type}, batches of 8{accumulated}"
 
 
 class Ended(NamedTuple):
@@ -91,7 +86,6 @@ def arguments(plan: Plan, folder: Path) -> Any:
         "eval_steps": EVAL_STEPS,
         "lr_scheduler_kwargs": {"factor": 0.5, "patience": 0, "threshold": 0.05},
     }
-    at_half = {"eval_strategy": "steps", "eval_steps": plan.max_steps // 2}
     return transformers.TrainingArguments(
         **{
             "output_dir": str(folder),
@@ -111,7 +105,6 @@ def arguments(plan: Plan, folder: Path) -> Any:
             "disable_tqdm": True,
             "use_cpu": True,
             **(driven if is_driven else {}),
-            **(at_half if plan.is_evaluated else {}),
         }
     )
 

@@ -39,8 +39,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks._bitsandbytes import replace_rounding
 from benchmarks._report import Row, main
-from benchmarks.continues_an_8bit_run import round_to_nearest_levels
 from jaxopt_tf.interop import (
     match_names,
     opt_state_from_torch,
@@ -387,15 +387,10 @@ def same_bits(a: Any, b: Any) -> bool:
 
 def rows(smoke: bool) -> Iterator[Row]:
     """Yields one row for each name, and one for their number."""
+    import torch
     import transformers
 
-    try:
-        from bitsandbytes.backends.cpu import ops
-
-        ops._quant_blockwise_fp32_direct = round_to_nearest_levels
-    except ImportError:
-        pass
-    import torch
+    replace_rounding()
 
     torch.Tensor.cuda = lambda self: self  # AdaLomo allocates its state on a GPU
     num_steps = 10 if smoke else 100

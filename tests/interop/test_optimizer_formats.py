@@ -47,9 +47,7 @@ def run():
 @pytest.mark.parametrize("name", optimizer_files.FILES)
 def test_files_of_other_optimizers_are_refused_by_name(run, name):
     whose = optimizer_files.FILES[name][0]
-    with pytest.raises(
-        ValueError, match=f"must be that of AdamW, SGD, .*{whose}"
-    ):
+    with pytest.raises(ValueError, match=f"must be that of AdamW, SGD, .*{whose}"):
         run.read(optimizer_files.state_dict(name))
 
 

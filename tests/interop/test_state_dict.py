@@ -310,7 +310,7 @@ def test_adafactors_first_moment_must_have_a_place():
     optimizer.step()
     saved = optimizer.state_dict()
     without, with_one = (adafactor_tf(beta1=b).init(params) for b in (None, 0.9))
-    with pytest.raises(ValueError, match="must have `exp_avg` for .*, got none.* `beta1`"):
+    with pytest.raises(ValueError, match="must have `exp_avg` for .*, got none"):
         opt_state_from_torch(without, params, saved, names)
     for entry in saved["state"].values():
         del entry["exp_avg"]

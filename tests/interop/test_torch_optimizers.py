@@ -264,10 +264,10 @@ def test_moments_of_8_bits_are_no_state_of_torchs_rmsprop():
 
 @every_case
 def test_maximizing_is_refused(name):
+    run = Run(name).step(1)
+    saved = run.torch.state_dict()
+    saved["param_groups"][0]["maximize"] = True
     with pytest.raises(ValueError, match="`maximize` must be False in every group"):
-        run = Run(name)
-        saved = run.step(1).torch.state_dict()
-        saved["param_groups"][0]["maximize"] = True
         run.read(saved=saved)
 
 
