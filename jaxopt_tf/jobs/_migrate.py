@@ -244,6 +244,7 @@ def export_run(
                 names=names,
                 like=like,
                 frozen=frozen,
+                run_folder=checkpoint.parent,
             )
 
 

@@ -142,6 +142,7 @@ def export_module_run(
             names=model.names,
             like=like,
             frozen=model.init_frozen(recipe.seed),
+            run_folder=checkpoint.parent,
         )
 
 
@@ -155,6 +156,7 @@ def write_for_trainer(
     names: interop.ParamNames,
     like: Path | str,
     frozen: PyTree,
+    run_folder: Path,
 ) -> ExportedRun:
     """Writes the state of a run as a checkpoint from which Trainer resumes.
 
@@ -168,6 +170,7 @@ def write_for_trainer(
         like: as for `interop.write_trainer_checkpoint`.
         frozen: frozen parameters; {} if there are none. Those of the base model of an
             adapter are not written, as in PEFT.
+        run_folder: folder of the run, whose log is written, too.
     """
     is_adapter = names.model.adapter is not None
     state, schedule_state = run_state.state, run_state.schedule_state
@@ -189,6 +192,7 @@ def write_for_trainer(
             "eval_steps": job.eval_steps,
             "logging_steps": job.logging_steps,
             "save_steps": job.save_steps,
+            "log_history": _log_history(run_folder, Path(like), int(state.step)),
         },
         like=like,
         layouts=model.layouts,
@@ -196,6 +200,26 @@ def write_for_trainer(
     )
     found = [p.name for p in names.model.parameters if not p.is_trainable]
     return ExportedRun(folder=out, step=int(state.step), frozen=tuple(found))
+
+
+def _log_history(run_folder: Path, like: Path, step: int) -> list[dict[str, Any]]:
+    """Returns the log of a run up to a step, after that of the run it continues.
+
+    Args:
+        run_folder: folder of the run. Its log is left out if it has none.
+        like: checkpoint of Trainer from which the run was imported, or any other.
+        step: last step.
+    """
+    ours, theirs = (
+        read_json_object(folder / _STATE, name).get("log_history", [])
+        if (folder / _STATE).is_file()
+        else []
+        for folder, name in ((run_folder, "folder"), (like, "like"))
+    )
+    first = min((entry["step"] for entry in ours), default=step + 1)
+    entries = [entry for entry in theirs if entry["step"] < first] + ours
+    # The last entry of a run that has ended has its time, and is in no checkpoint.
+    return [e for e in entries if e["step"] <= step and "train_runtime" not in e]
 
 
 def _import(config: ExampleConfig, checkpoint: Path, model: Model, corpus: Any) -> None:

@@ -174,6 +174,7 @@ def test_a_run_goes_back_into_the_version_that_it_came_from(adamw, tmp_path, tex
     found = json.loads((back / "trainer_state.json").read_text())
     assert found.keys() == state.keys()
     assert found["eval_steps"] == 2
+    assert found["log_history"] == state["log_history"] != []
     assert (back / "training_args.bin").is_file()
 
 
@@ -279,7 +280,13 @@ def test_exported_run_resumes_in_trainer(tmp_path, text):
     resumed.train(resume_from_checkpoint=str(out))
     history = resumed.state.log_history
     rates = [entry["learning_rate"] for entry in history if "loss" in entry]
-    np.testing.assert_allclose(rates, [1.8e-3, 1.2e-3, 0.6e-3])
+    np.testing.assert_allclose(rates[3:], [1.8e-3, 1.2e-3, 0.6e-3])
+    # The log of the first three steps is that of the run.
+    assert [entry["step"] for entry in history if "loss" in entry] == [*range(1, 7)]
+    log = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    found = [entry["loss"] for entry in history if "loss" in entry]
+    np.testing.assert_allclose(found[:3], losses[:3], rtol=1e-6)
     for name, parameter in resumed.model.named_parameters():
         moved = np.abs(parameter.detach().numpy() - ours[name]).max()
         assert 0 < moved < 0.1, name
