@@ -22,10 +22,11 @@ def check_tensor(value: Any, name: str) -> None:
     dtypes = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
     dtypes |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        raise ValueError(
-            f"{name} must be a tensor, got {type(value).__name__}. Save it as a plain "
-            "torch.Tensor."
-        )
+        found, remedy = type(value).__name__, "Save it as a plain torch.Tensor."
+        if found.startswith("OptimState"):
+            found += " of torchao, whose states are not converted"
+            remedy = "Remove optimizer.pt, and pass it as `without` for new moments."
+        raise ValueError(f"{name} must be a tensor, got {found}. {remedy}")
     if value.layout != torch.strided or value.dtype not in dtypes or value.is_meta:
         raise ValueError(
             f"{name} must be a dense tensor of integers or floats, got "

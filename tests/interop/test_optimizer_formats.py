@@ -130,6 +130,17 @@ def test_a_tensor_of_a_class_of_its_own_is_refused(run):
         run.read(state_dict)
 
 
+def test_a_state_of_torchao_is_refused_by_name(run):
+    class OptimState8bit(torch.Tensor):
+        pass
+
+    state_dict = run.state_dict()
+    moment = state_dict["state"][0]["exp_avg"]
+    state_dict["state"][0]["exp_avg"] = moment.as_subclass(OptimState8bit)
+    with pytest.raises(ValueError, match=r"got OptimState8bit of torchao.*`without`"):
+        run.read(state_dict)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
