@@ -1,6 +1,7 @@
 """Corpora of pretokenized files: `.npy` and raw `.bin`."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,9 +9,16 @@ import numpy as np
 
 from .. import _checks
 from ._corpus import Corpus, make_corpus
-from ._tokens import Documents, TokenFile, readable
+from ._tokens import Documents, TokenFile, check_vocabulary, readable
 
 _TOKENS_IN_A_CHUNK = 2**20
+# Files with more bytes in all are not read as a whole before the first step, which
+# takes about a second per GB, and more if they are not in the page cache.
+_MAX_BYTES_READ_AT_START = 2**30
+# Samples of larger files: one in this many bytes, or in more if there are too many.
+_SAMPLE_STRIDE = 2**23
+_MAX_SAMPLES = 2**12
+_TOKENS_IN_A_SAMPLE = 2**14
 
 
 def read_tokens(
@@ -18,16 +26,24 @@ def read_tokens(
 ) -> Corpus:
     """Reads tokens from memory-mapped files.
 
-    All tokens are checked once, in chunks, before the first one is used. About a tenth
-    is used for evaluation, in whole documents if none is a large part of all tokens.
+    About a tenth of the tokens is used for evaluation, in whole documents if none is a
+    large part of all tokens.
+
+    All tokens are read, checked and hashed in chunks before the first one is used,
+    unless the files have more than 1 GiB in all and `eos_token_id` is None. Then the
+    fingerprint of the corpus covers the sizes of the files and evenly spread samples of
+    the tokens (64 KiB in 8 MiB for 10 GB and 2-byte tokens, at most 4,096 samples in
+    all), and each token is checked when it is used. An exchanged file, or one that was
+    tokenized again, has another fingerprint; a few changed tokens may not be noticed.
 
     Args:
         paths: files. `.npy` contains a one-dimensional array of integers; `.bin`
             contains only tokens, as little-endian uint16, or uint32 if `vocab_size` is
             more than 65,536.
         vocab_size: vocabulary size of the tokenizer; from 2 to 2^32.
-        eos_token_id: token that ends a document in these files. Without it, each file
-            is one document and no token is inserted between two files.
+        eos_token_id: token that ends a document in these files; all tokens are read to
+            find the documents. Without it, each file is one document and no token is
+            inserted between two files.
 
     Raises:
         TypeError: if a `.npy` file does not contain integers.
@@ -51,10 +67,20 @@ def token_documents(
     paths: Sequence[Path], vocab_size: int, eos_token_id: int | None
 ) -> tuple[list[TokenFile], Documents]:
     """Returns the files and the positions of their documents; see `read_tokens`."""
-    files, starts, lengths = zip(
-        *(_read(path, vocab_size, eos_token_id) for path in map(Path, paths)),
-        strict=True,
-    )
+    maps = [_map_file(path, vocab_size) for path in map(Path, paths)]
+    num_bytes = sum(tokens.nbytes for tokens in maps)
+    if eos_token_id is None and num_bytes > _MAX_BYTES_READ_AT_START:
+        stride = max(_SAMPLE_STRIDE, num_bytes // _MAX_SAMPLES)
+        read = [
+            _sample(path, tokens, vocab_size, stride)
+            for path, tokens in zip(map(Path, paths), maps, strict=True)
+        ]
+    else:
+        read = [
+            _read(path, tokens, vocab_size, eos_token_id)
+            for path, tokens in zip(map(Path, paths), maps, strict=True)
+        ]
+    files, starts, lengths = zip(*read, strict=True)
     documents = Documents(
         file=np.repeat(np.arange(len(files), dtype=np.int32), list(map(len, starts))),
         start=np.concatenate(starts),
@@ -74,17 +100,16 @@ def bin_dtype(vocab_size: int) -> np.dtype:
 
 
 def _read(
-    path: Path, vocab_size: int, eos_token_id: int | None
+    path: Path, tokens: np.memmap, vocab_size: int, eos_token_id: int | None
 ) -> tuple[TokenFile, np.ndarray, np.ndarray]:
     """Returns the file, and the start and the length of each of its documents."""
-    tokens = _map_file(path, vocab_size)
     digest = hashlib.sha256()
     # Positions of the end-of-document tokens, with sentinels before the first token and
     # after the last one.
     ends = [np.asarray([-1])]
     for first in range(0, len(tokens), _TOKENS_IN_A_CHUNK):
-        chunk = np.asarray(tokens[first : first + _TOKENS_IN_A_CHUNK])
-        _check_vocabulary(path, chunk, first, vocab_size)
+        chunk = _chunk(path, tokens, first)
+        check_vocabulary(path, chunk, first, vocab_size)
         digest.update(chunk.data)
         if eos_token_id is not None:
             ends.append(first + np.flatnonzero(chunk == eos_token_id))
@@ -96,18 +121,36 @@ def _read(
     return file, start[length > 0], length[length > 0]
 
 
-def _check_vocabulary(
-    path: Path, chunk: np.ndarray, first: int, vocab_size: int
-) -> None:
-    if int(chunk.min()) >= 0 and int(chunk.max()) < vocab_size:
-        return
-    first_invalid = int(np.flatnonzero((chunk < 0) | (chunk >= vocab_size))[0])
-    raise ValueError(
-        f"`text` must contain tokens from 0 to `vocab_size` - 1 = {vocab_size - 1}, "
-        f"but token {first + first_invalid} of {str(path)!r} is "
-        f"{chunk[first_invalid]}. Give the `vocab_size` of its tokenizer; above "
-        "65,536 a .bin is read as uint32, otherwise as uint16."
+def _chunk(path: Path, tokens: np.memmap, first: int) -> np.ndarray:
+    """Returns a copy of the tokens of a chunk.
+
+    It is read instead of copied from the map, whose pages would all count as memory of
+    the process.
+    """
+    offset = tokens.offset + first * tokens.itemsize
+    return np.fromfile(path, tokens.dtype, _TOKENS_IN_A_CHUNK, offset=offset)
+
+
+def _sample(
+    path: Path, tokens: np.memmap, vocab_size: int, stride: int
+) -> tuple[TokenFile, np.ndarray, np.ndarray]:
+    """Returns as `_read`, after reading a sample in each `stride` bytes and the end."""
+    digest = hashlib.sha256(f"a sample in each {stride} bytes".encode())
+    last = max(0, len(tokens) - _TOKENS_IN_A_SAMPLE)
+    with path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):  # not on macOS and Windows
+            # As for the map of `TokenStream`: nothing is read around the samples.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        for first in [*range(0, last, stride // tokens.itemsize), last]:
+            file.seek(tokens.offset + first * tokens.itemsize)
+            sample = np.fromfile(file, tokens.dtype, _TOKENS_IN_A_SAMPLE)
+            check_vocabulary(path, sample, first, vocab_size)
+            digest.update(sample.data)
+    size = len(tokens)
+    token_file = TokenFile(
+        path, tokens.dtype, tokens.offset, size, digest.hexdigest(), vocab_size
     )
+    return token_file, np.zeros(1, np.int64), np.asarray([size])
 
 
 def _map_file(path: Path, vocab_size: int) -> np.memmap:

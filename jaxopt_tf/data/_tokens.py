@@ -21,6 +21,8 @@ _MAX_MAPPED = 128
 _MAX_SMALL = 1024
 _BYTES_IN_A_SMALL_FILE = 2**16
 _BYTES_IN_A_CHUNK = 2**20
+# Larger files may not fit into the page cache.
+_BYTES_IN_A_LARGE_FILE = 2**30
 
 
 class TokenFile(NamedTuple):
@@ -30,7 +32,11 @@ class TokenFile(NamedTuple):
     dtype: np.dtype  # integer dtype of the tokens in the file
     offset: int  # number of bytes before the first token
     num_tokens: int
-    sha256: str  # SHA-256 of the bytes of the tokens, in hexadecimal
+    # SHA-256 in hexadecimal, of the bytes of the tokens or of a sample of them.
+    sha256: str
+    # Upper limit of the tokens, exclusive, which `TokenStream.read` checks; None if all
+    # tokens have been checked.
+    unchecked_limit: int | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -101,7 +107,8 @@ class TokenStream:
 
         Raises:
             IndexError: unless 0 <= start <= stop <= `len(self)`.
-            ValueError: if a file was deleted or truncated.
+            ValueError: if a file was deleted or truncated, or a token is outside the
+                vocabulary.
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(
@@ -121,6 +128,10 @@ class TokenStream:
             if low < high:
                 offset = start_in_file - begin
                 content = self._file_tokens(file)[low + offset : high + offset]
+                limit = self._files[file].unchecked_limit
+                if limit is not None:
+                    path = self._files[file].path
+                    check_vocabulary(path, content, low + offset, limit)
                 tokens[low - start : high - start] = content
         return tokens
 
@@ -136,12 +147,39 @@ class TokenStream:
                     content = opened.read(file.num_bytes)
                 else:
                     content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+                    is_large = file.num_bytes > _BYTES_IN_A_LARGE_FILE
+                    if is_large and hasattr(mmap, "MADV_RANDOM"):  # not on Windows
+                        # Windows are read in random order. Without this, Linux reads
+                        # 128 KiB around each of them, on some machines 8 MiB.
+                        content.madvise(mmap.MADV_RANDOM)
             return np.frombuffer(content, file.dtype, file.num_tokens, file.offset)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"`text` must not change while it is read, but {str(file.path)!r} "
                 "was deleted or truncated. Restore it, and start again."
             ) from error
+
+
+def check_vocabulary(
+    path: Path, tokens: np.ndarray, first: int, vocab_size: int
+) -> None:
+    """Raises a `ValueError` unless all tokens are from 0 to `vocab_size` - 1.
+
+    Args:
+        path: file of the tokens, for the message.
+        tokens: consecutive tokens of the file.
+        first: index of `tokens[0]` in the file.
+        vocab_size: upper limit of the tokens, exclusive.
+    """
+    if int(tokens.min()) >= 0 and int(tokens.max()) < vocab_size:
+        return
+    first_invalid = int(np.flatnonzero((tokens < 0) | (tokens >= vocab_size))[0])
+    raise ValueError(
+        f"`text` must contain tokens from 0 to `vocab_size` - 1 = {vocab_size - 1}, "
+        f"but token {first + first_invalid} of {str(path)!r} is "
+        f"{tokens[first_invalid]}. Give the `vocab_size` of its tokenizer; above "
+        "65,536 a .bin is read as uint32, otherwise as uint16."
+    )
 
 
 def chunks(path: Path) -> Iterator[bytes]:

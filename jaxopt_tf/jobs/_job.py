@@ -54,8 +54,9 @@ class Job:
         chat_template: file of a Jinja template for `messages`. Default: the template of
             the tokenizer.
         tokenizer: path of a tokenizer.json. Default: one token per byte.
-        eos_token_id: token that ends a document in pretokenized files. Default: each
-            file is one document.
+        eos_token_id: token that ends a document in pretokenized files, which are read
+            as a whole to find the documents. Default: each file is one document, and of
+            files of more than 1 GiB in all samples are read before the first step.
         output_dir: folder of the run. If it contains a run, that run is resumed.
             Default: a new folder in runs/, named by the time.
         num_train_epochs: number of passes over the data, which determines `max_steps`

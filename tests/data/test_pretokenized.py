@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxopt_tf.data import read_tokens
+from jaxopt_tf.data import _pretokenized, read_tokens
 
 
 def both(corpus):
@@ -198,3 +198,70 @@ def test_takes_more_tokens_than_the_memory_holds(tmp_path):
         [sys.executable, "-c", WITH_LITTLE_MEMORY, str(path)], text=True
     )
     assert printed.split() == ["0"] * 20 + ["7"]
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Takes files of more than 1,000 bytes for large ones; samples have 8 tokens."""
+    monkeypatch.setattr(_pretokenized, "_MAX_BYTES_READ_AT_START", 1000)
+    monkeypatch.setattr(_pretokenized, "_SAMPLE_STRIDE", 200)
+    monkeypatch.setattr(_pretokenized, "_TOKENS_IN_A_SAMPLE", 8)
+
+
+def test_large_files_are_sampled_and_read_as_a_whole_if_they_have_ends(
+    path, sampled, monkeypatch
+):
+    checked = []
+    monkeypatch.setattr(
+        _pretokenized, "check_vocabulary", lambda _path, x, *_: checked.append(len(x))
+    )
+    large = path("a.npy", np.arange(1000, dtype=np.uint16))
+    corpus = read_tokens([large], vocab_size=1000)
+    # One in 100 tokens, the last one at the end.
+    assert checked == [8] * 11
+    assert both(corpus) == [list(range(900)), list(range(900, 1000))]
+    checked.clear()
+    read_tokens([large], vocab_size=1000, eos_token_id=0)
+    read_tokens([path("b.npy", np.ones(400, np.uint16))], vocab_size=1000)
+    assert checked == [1000, 400]
+
+
+def test_the_number_of_samples_of_all_files_is_limited(path, sampled, monkeypatch):
+    monkeypatch.setattr(_pretokenized, "_MAX_SAMPLES", 4)
+    checked = []
+    monkeypatch.setattr(
+        _pretokenized, "check_vocabulary", lambda _path, _x, i, _: checked.append(i)
+    )
+    paths = [path(f"{name}.npy", np.ones(1000, np.uint16)) for name in "ab"]
+    read_tokens(paths, vocab_size=1000)
+    assert checked == [0, 500, 992] * 2
+
+
+def test_the_fingerprint_of_large_files_is_that_of_size_and_samples(path, sampled):
+    def fingerprint(tokens, name="a.npy"):
+        return read_tokens([path(name, tokens)], vocab_size=9_999).fingerprint
+
+    tokens = np.arange(1000, dtype=np.uint16)
+    expected = fingerprint(tokens)
+    assert fingerprint(tokens, "copy.npy") == expected
+    assert fingerprint(tokens[:-1]) != expected
+    for changed in (0, 107, 900, 999):  # in a sample
+        tokens = np.arange(1000, dtype=np.uint16)
+        tokens[changed] = 5_000
+        assert fingerprint(tokens) != expected, changed
+
+
+def test_a_token_between_the_samples_is_checked_when_it_is_read(path, sampled):
+    tokens = np.arange(1000, dtype=np.uint16)
+    tokens[50] = 2_000
+    corpus = read_tokens([path("a.npy", tokens)], vocab_size=1000)
+    assert corpus.training.read(0, 50).tolist() == list(range(50))
+    with pytest.raises(ValueError, match=r"but token 50 of '.*a\.npy' is 2000\. Give"):
+        corpus.training.read(40, 60)
+
+
+def test_a_token_of_a_sample_is_checked_at_the_start(path, sampled):
+    tokens = np.arange(1000, dtype=np.uint16)
+    tokens[105] = 2_000
+    with pytest.raises(ValueError, match=r"but token 105 of '.*a\.npy' is 2000\. Give"):
+        read_tokens([path("a.npy", tokens)], vocab_size=1000)

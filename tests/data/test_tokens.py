@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxopt_tf.data import _tokens
 from jaxopt_tf.data._tokens import Documents, TokenFile, TokenStream
 
 # More than a small file has: behind it, tokens are mapped instead of read.
@@ -128,3 +129,17 @@ def test_reads_more_files_than_a_process_may_open(tmp_path):
         np.testing.assert_array_equal(stream.read(0, 300), np.arange(300) % 256)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="not on Linux")
+@pytest.mark.parametrize("is_large", [False, True], ids=["small", "large"])
+def test_large_files_are_not_read_ahead(tmp_path, monkeypatch, is_large):
+    file = write(tmp_path / "file", np.arange(10), "u1", offset=FAR)
+    if is_large:
+        monkeypatch.setattr(_tokens, "_BYTES_IN_A_LARGE_FILE", FAR)
+    stream = TokenStream([file], index([(0, 0, 10)]), end=None, dtype=np.dtype("u1"))
+    assert stream.read(9, 10) == 9
+    maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    mapped = next(i for i, text in enumerate(maps) if str(file.path) in text)
+    flags = maps[mapped + 1].splitlines()[0].split()
+    assert ("rr" in flags) == is_large  # random read advice
