@@ -157,27 +157,41 @@ def _read_folder(path: Path) -> tuple[list[TokenFile], list[str]]:
 def _scan_file(path: Path) -> TokenFile | str:
     """Reads a file in chunks; returns the reason as a string if it is not text."""
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
-    num_bytes, num_lines = 0, 1
+    num_bytes = 0
     try:
         for chunk in chunks(path):
             end = chunk.find(_END_OF_DOCUMENT)
             if end >= 0:
                 # Raises if an earlier byte is invalid, which is then reported instead.
                 decoder.decode(chunk[:end], final=True)
-                offset, line = num_bytes + end, num_lines + chunk[:end].count(b"\n")
+                offset = num_bytes + end
+                line = _line_number(path, offset)
                 return f"not UTF-8 text: a byte 0 at offset {offset:,}, line {line:,}"
-            decoder.decode(chunk)
+            # ASCII needs no decoding, unless a character began in the chunk before.
+            if not chunk.isascii() or decoder.getstate()[0]:
+                decoder.decode(chunk)
             digest.update(chunk)
             num_bytes += len(chunk)
-            num_lines += chunk.count(b"\n")
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         # `error.start` counts from the incomplete character of the chunk before, which
         # the decoder keeps and puts in front of its input.
-        data, num_kept_bytes = error.object, len(decoder.getstate()[0])
-        offset = num_bytes - num_kept_bytes + error.start
-        line, byte = num_lines + data[: error.start].count(b"\n"), data[error.start]
+        num_kept_bytes = len(decoder.getstate()[0])
+        offset, byte = (
+            num_bytes - num_kept_bytes + error.start,
+            error.object[error.start],
+        )
+        line = _line_number(path, offset)
         return f"not UTF-8 text: byte 0x{byte:02x} at offset {offset:,}, line {line:,}"
     if not num_bytes:
         return "empty"
     return TokenFile(path, np.dtype(np.uint8), 0, num_bytes, digest.hexdigest())
+
+
+def _line_number(path: Path, offset: int) -> int:
+    """Returns the number of the line, counted from 1, that contains a byte."""
+    num_lines = 1
+    for chunk in chunks(path):
+        num_lines += chunk[:offset].count(b"\n")
+        offset = max(0, offset - len(chunk))
+    return num_lines
