@@ -184,8 +184,8 @@ def _scan_rows(text: Path, tokens: Path, smoke: bool) -> Iterator[Row]:
     size = tokens.stat().st_size
     yield Row(
         claim="pretokenized files with `eos_token_id`: rate at which all tokens are "
-        "checked, hashed and searched for documents before the first batch, per second of "
-        "CPU time",
+        "checked, hashed and searched for documents before the first batch, per second "
+        "of CPU time",
         value=size / seconds / 1e6,
         unit="MB/s",
         limit=1.0 if smoke else 500.0,  # small files consist of overhead
