@@ -1,7 +1,8 @@
 """AdamW with the numerics of torch, and the AdamW of Transformers before version 5."""
 
 import dataclasses
-import math
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -266,7 +267,8 @@ def interpolated_mean(
 ) -> jax.Array:
     """Returns mean + (1 - beta) * (product - mean), rounded as by `torch.lerp`."""
     del zero
-    return lerp(mean, math.prod(factors), one_minus(beta, mean.dtype))
+    product = functools.reduce(operator.mul, factors)
+    return lerp(mean, product, one_minus(beta, mean.dtype))
 
 
 def decayed_mean(
@@ -277,7 +279,7 @@ def decayed_mean(
     # `prevent_fma` XLA fuses one product or the other with the sum, and the choice may
     # differ between programs for different numbers of devices.
     old = prevent_fma(mean * scalar(beta, mean.dtype), zero)
-    return math.prod(factors, start=one_minus(beta, mean.dtype)) + old
+    return functools.reduce(operator.mul, factors, one_minus(beta, mean.dtype)) + old
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ would not be fused with the update of an optimizer.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ class Levels:
         Source: Li et al., "Memory Efficient Optimizers with 4-bit States", 2023, arXiv
             2309.01507; torchao 0.18 `optim/subclass_4bit.py`.
         """
-        values = tuple(k / 16 for k in range(1, 17))
+        values: tuple[float, ...] = tuple(k / 16 for k in range(1, 17))
         if signed:
             negative = (-v for v in reversed(_SIGNED_4_BIT))
             values = (*negative, 0.0, *_SIGNED_4_BIT, 1.0)
@@ -78,9 +79,10 @@ class Levels:
 
     def look_up(self, codes: jax.Array) -> jax.Array:
         """Returns the levels of `decode`, from a table where that is fast."""
-        return jax.lax.platform_dependent(
+        levels: jax.Array = jax.lax.platform_dependent(
             codes, tpu=self.decode, default=self._from_table
         )
+        return levels
 
     def _from_table(self, codes: jax.Array) -> jax.Array:
         table = jnp.asarray(np.array(self.values, np.float32))
@@ -161,8 +163,10 @@ class Levels:
         return jnp.where(largest, 255, code).astype(jnp.uint8)
 
 
-def _centre(k: jax.Array | np.ndarray, exponent: jax.Array | int) -> jax.Array:
+def _centre(k: Any, exponent: Any) -> Any:
     """Returns the centre of part k of the 2^exponent parts from 0.1 to 1, float32.
+
+    Arguments are integers, as arrays of NumPy or of JAX.
 
     torch computes the limits of the parts from the nearer end, with one rounding each.
     In units of 2^-31 they are integers before that rounding.
