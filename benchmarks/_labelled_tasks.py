@@ -4,6 +4,7 @@ The first three have synthetic texts or scikit-learn's digits. `reviews` and
 `descriptions` have real texts, and models with their default dropout.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def t5(work: Path) -> Task:
     )
 
 
-def descriptions(work: Path, rows: list[Any]) -> Task:
+def descriptions(work: Path, rows: Sequence[Any]) -> Task:
     """Writes a T5 from scratch, and descriptions of packages to summarize.
 
     Args:
@@ -105,7 +106,7 @@ def descriptions(work: Path, rows: list[Any]) -> Task:
         d_ff=256,
         num_heads=4,
         common={
-            "num_train_epochs": 3,
+            "num_train_epochs": 2,
             "per_device_train_batch_size": 32,
             "per_device_eval_batch_size": 64,
             "gradient_accumulation_steps": 1,
