@@ -103,11 +103,12 @@ def test_takes_the_text_files_of_a_folder_and_nothing_hidden(tmp_path):
         (b"a\n" * 2**20 + b"\xff", "is not UTF-8 text: byte 0xff at offset 2,097,152"),
         (b"a" * (2**20 - 2) + b"\n\xe2\x82\n\xac",
          "is not UTF-8 text: byte 0xe2 at offset 1,048,575, line 2"),
-        (b"a" * (2**20 - 1) + b"\xe2" + b"a\n" * 9, "byte 0xe2 at offset 1,048,575,"),
+        (b"a" * (2**20 - 1) + b"\xe2" + b"a\n" * 9,
+         "is not UTF-8 text: byte 0xe2 at offset 1,048,575, line 1"),
         ("caf\u00e9".encode()[:-1], "is not UTF-8 text: byte 0xc3 at offset 3, line 1"),
     ],
     ids=["missing", "empty", "latin-1", "binary", "before a 0", "bad at its end",
-         "across two pieces", "cut short"],
+         "across two pieces", "not continued", "cut short"],
 )  # fmt: skip
 def test_refuses_a_file_by_its_name_and_its_first_bad_byte(tmp_path, content, words):
     path = tmp_path / "given.txt"
