@@ -1,9 +1,9 @@
 """Layout of a torch tensor relative to the leaf that stores the same parameter.
 
-Adafactor's second moments, its RMS and its clipping depend on the order of the axes,
-and on which axes only stack parameters, such as those of layers. A layout describes
-both. `interop` uses the same description to convert parameters and moments between
-torch tensors and leaves.
+Adafactor's second moments, RMS and clipping depend on the order of the axes, and on
+which of them only stack parameters, such as those of layers. A layout describes the
+order and the stacked axes. `interop` uses the same description to convert parameters
+and moments between torch tensors and leaves.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Subcommand `plan`: memory, traffic and time of a run on named devices."""
+"""Subcommand `plan`: memory, memory traffic and time of a run on named devices."""
 
 import dataclasses
 import re
@@ -13,11 +13,12 @@ from ._run_flags import RunFlags, parse
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(RunFlags):
-    """Computes the memory, traffic and time of a run on named devices.
+    """Computes the memory, memory traffic and time of a run on named devices.
 
     The devices need not be present.
 
-    Without their compiler, only the memory of shapes is computed.
+    If no compiler for these devices is installed, only the memory that follows from
+    shapes is computed.
 
     Example:
       jaxopt-tf plan --preset gpt2 --devices v5e:4x4 --mesh data=4,fsdp=4
@@ -29,13 +30,13 @@ class Plan(RunFlags):
             v5p- count TensorCores, two per chip.
         model: alias of --preset.
         shapes_only: compute memory from shapes, without compilation: in seconds instead
-            of minutes, but without activations, traffic and time.
+            of minutes, but without activations, memory traffic and time.
     """
 
     prog: ClassVar[str] = "jaxopt-tf plan"
-    # All other fields of `Job` affect the loop, the data and the folder, but not the
-    # compiled step. A program for devices that are not present cannot be read from the
-    # cache.
+    # Flags that the plan does not use: the fields of `Job`, except those below that
+    # affect the compiled step; and `compilation_cache`, because programs for devices
+    # that are not present cannot be read from the cache.
     unused: ClassVar[frozenset[str]] = frozenset(flag_kinds(jobs.Job)) - {
         *("model_name_or_path", "packing", "mesh", "zero_1", "bf16", "tf32"),
         *("on_non_finite", "max_skipped_in_a_row", "log_layers"),
@@ -61,18 +62,18 @@ def plan(args: Sequence[str]) -> int:
     args = [re.sub(r"^--model(?==|$)", "--preset", arg) for arg in args]
     flags = parse(Plan, args)
     with jobs.compilation_cache(enabled=False):
-        requested = jobs.plan(
+        requested_plan = jobs.plan(
             flags.run, devices=flags.devices, shapes_only=flags.shapes_only
         )
     flag_names = flag_kinds(Plan)
-    requested = dataclasses.replace(
-        requested,
-        note=with_flag_names(requested.note, flag_names),
+    requested_plan = dataclasses.replace(
+        requested_plan,
+        note=with_flag_names(requested_plan.note, flag_names),
         remarks=tuple(
-            with_flag_names(remark, flag_names) for remark in requested.remarks
+            with_flag_names(remark, flag_names) for remark in requested_plan.remarks
         ),
     )
-    planning.print_plan(requested)
+    planning.print_plan(requested_plan)
     print()
-    planning.print_comparison(jobs.compare_plans(flags.run, requested))
-    return 1 if requested.fits is False else 0
+    planning.print_comparison(jobs.compare_plans(flags.run, requested_plan))
+    return 1 if requested_plan.fits is False else 0

@@ -47,8 +47,8 @@ class ChatTokenizer:
     def __init__(self, path: Path, *, chat_template: Path | None = None):
         """Reads `tokenizer.json` and the files beside it.
 
-        `tokenizer_config.json` contains the special tokens (before it, if there is one,
-        `special_tokens_map.json` is read). The template is `chat_template`, or else
+        Special tokens are those of `special_tokens_map.json`, if it exists, overridden
+        by those of `tokenizer_config.json`. The template is `chat_template`, or else
         `chat_template.jinja` with the files of `additional_chat_templates`, or else
         "chat_template" of `tokenizer_config.json`.
 
@@ -102,8 +102,8 @@ class ChatTokenizer:
             messages: messages, each with a role and a content; keys whose value is None
                 are removed.
             add_generation_prompt: whether to append the start of an answer.
-            is_training: whether released templates that are known mark the answers, and
-                keep the reasoning in all of them, as in TRL.
+            is_training: whether to use TRL's training version of the template, if there
+                is one. It marks the answers, and keeps the reasoning in every answer.
             tools: JSON schemas of the functions that the model may call.
             **values: further variables of the template.
 
@@ -203,7 +203,10 @@ def add_special_tokens(
 
 
 def _prepare_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Removes keys without a value, and adds the keys of a reasoning text."""
+    """Removes keys whose value is None, and stores a reasoning text under two keys.
+
+    Some templates read `thinking`, and others `reasoning_content`.
+    """
     prepared = {key: value for key, value in message.items() if value is not None}
     reasoning = next((prepared[key] for key in _REASONING if key in prepared), None)
     if reasoning is not None:

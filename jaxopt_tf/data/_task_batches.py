@@ -19,7 +19,7 @@ class MaskedTokens:
     token in 10 %; in 10 % it is left unchanged. Labels of other tokens are -100.
 
     Random numbers are drawn from NumPy's global generator, which `ExampleBatches` seeds
-    for each micro-batch: they are the same for each number of processes.
+    for each micro-batch: they do not depend on the number of processes.
 
     Source: transformers 5.23 `data/data_collator.py`,
         `DataCollatorForLanguageModeling.numpy_mask_tokens`, with equal numbers for an
@@ -43,10 +43,13 @@ class MaskedTokens:
             pad: collator that pads the examples, such as `PadToBuckets`.
             mask_token_id: token that replaces masked tokens.
             vocab_size: V; random tokens are from 0 to V - 1.
-            special_token_ids: tokens that are never masked, with the padding token.
-            mlm_probability: probability with which a token is predicted.
-            mask_replace_prob: fraction of these that the mask token replaces.
-            random_replace_prob: fraction of these that a random token replaces.
+            special_token_ids: tokens that are never masked, including the padding
+                token.
+            mlm_probability: probability with which a token is chosen.
+            mask_replace_prob: fraction of the chosen tokens that are replaced by the
+                mask token.
+            random_replace_prob: fraction of the chosen tokens that are replaced by a
+                random token.
 
         Raises:
             ValueError: if there is no mask token, or a fraction is out of its range.
@@ -65,22 +68,24 @@ class MaskedTokens:
              + random_replace_prob),
         ):  # fmt: skip
             _checks.fraction(name, value)
-        self._pad, self._mask, self._vocab_size = pad, mask_token_id, vocab_size
+        self._pad, self._vocab_size = pad, vocab_size
+        self._mask_token_id = mask_token_id
         self._special = np.asarray(sorted(special_token_ids), np.int32)
-        self._probability, self._masked = mlm_probability, mask_replace_prob
-        self._random = random_replace_prob
+        self._choice_probability = mlm_probability
+        self._mask_fraction = mask_replace_prob
+        self._random_fraction = random_replace_prob
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Arrays:
         """Returns a padded micro-batch with masked `input_ids` and with `labels`."""
         arrays = self._pad(examples)
         tokens = arrays["input_ids"]
         is_special = np.isin(tokens, self._special)
-        chosen = _draw(np.where(is_special, 0.0, self._probability))
+        chosen = _draw(np.where(is_special, 0.0, self._choice_probability))
         labels = np.where(chosen, tokens, np.int32(IGNORED))
-        masked = _draw(np.full(tokens.shape, self._masked)) & chosen
-        inputs = np.where(masked, np.int32(self._mask), tokens)
-        if self._masked < 1 and self._random > 0:
-            share = self._random / (1 - self._masked)
+        masked = _draw(np.full(tokens.shape, self._mask_fraction)) & chosen
+        inputs = np.where(masked, np.int32(self._mask_token_id), tokens)
+        if self._mask_fraction < 1 and self._random_fraction > 0:
+            share = self._random_fraction / (1 - self._mask_fraction)
             is_random = _draw(np.full(tokens.shape, share)) & chosen & ~masked
             inputs[is_random] = np.random.randint(
                 0, self._vocab_size, size=np.count_nonzero(is_random), dtype=np.int64
@@ -112,8 +117,8 @@ class Seq2SeqBatch:
 
         Args:
             lengths: pairs of a length of padded inputs and one of padded labels, such
-                as those of `choose_length_pairs`. A micro-batch has the pair with the
-                least sum that is long enough.
+                as those of `choose_length_pairs`. A micro-batch is padded to the pair
+                with the smallest sum among those that its rows fit into.
             pad_token_id: token that pads inputs and the inputs of the decoder.
             decoder_start_token_id: first input of the decoder.
             ignore_pad_token_for_loss: whether labels are padded by -100, which the loss

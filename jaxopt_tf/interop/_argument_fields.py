@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from .._io import JSON_OR_TEXT, NUMBER, SWITCH, Kind, is_set
 
-FieldKind = Literal["ignored", "refused", "non_optimizer", "devices", "translated"]
+Effect = Literal["ignored", "refused", "non_optimizer", "devices", "translated"]
 
 
 class Field(NamedTuple):
@@ -24,10 +24,10 @@ class Field(NamedTuple):
     "non_optimizer" fields under the same name.
     """
 
-    kind: FieldKind  # effect of the field, see above
+    effect: Effect  # see above
     defaults: tuple[Any, ...]  # values that are treated as "not set"
     reason: str  # why other values are refused
-    value: Kind | None  # how the value is parsed; None: it is left unchanged
+    value_kind: Kind | None  # how values are parsed; None: they are left unchanged
     setting: str  # name of the equivalent setting; "" for none
 
     def is_default(self, value: Any) -> bool:
@@ -39,28 +39,28 @@ class Field(NamedTuple):
 
 
 def _fields(
-    kind: FieldKind,
+    effect: Effect,
     names: str,
     *defaults: Any,
     reason: str = "",
-    value: Kind | None = None,
+    value_kind: Kind | None = None,
     setting: str = "",
 ) -> dict[str, Field]:
-    """Returns one `Field` for each name; `value` is derived from the defaults."""
+    """Returns one `Field` for each name; defaults imply `value_kind` if it is None."""
     # `bool` is tested first because it is a subclass of `int`.
-    if value is None and any(isinstance(default, bool) for default in defaults):
-        value = SWITCH
-    elif value is None and any(isinstance(default, int) for default in defaults):
-        value = NUMBER
-    row = Field(kind, defaults, reason, value, setting)
+    if value_kind is None and any(isinstance(default, bool) for default in defaults):
+        value_kind = SWITCH
+    elif value_kind is None and any(isinstance(default, int) for default in defaults):
+        value_kind = NUMBER
+    row = Field(effect, defaults, reason, value_kind, setting)
     return dict.fromkeys(names.split(), row)
 
 
-_IGNORE = "leave it out, or name it in `ignore_fields`"
+_IGNORE = "leave this field out, or name it in `ignore_fields`"
 _NUM_DEVICES = (
-    "the source does not contain the number of devices, which multiplies the batch "
-    f"size; {_IGNORE}, and use a `mesh` with the same number of devices, or multiply "
-    "`gradient_accumulation_steps` by it"
+    "these arguments do not contain the number of devices, by which Trainer multiplies "
+    f"the batch size; {_IGNORE}, and use a `mesh` with the same number of devices, or "
+    "multiply `gradient_accumulation_steps` by that number"
 )
 _METRIC = f"the metric is always the evaluation loss, and lower is better; {_IGNORE}"
 _EVAL = f"the evaluation loss is computed in the model's precision; {_IGNORE}"
@@ -82,16 +82,16 @@ _PAST = f"the model keeps no state between batches; {_IGNORE}"
 
 # Fields of TrainingArguments that `Recipe` does not have, by name.
 TRAINING_ARGUMENTS: dict[str, Field] = {
-    **_fields("translated", "accelerator_config", value=JSON_OR_TEXT),
+    **_fields("translated", "accelerator_config", value_kind=JSON_OR_TEXT),
     **_fields(
-        "translated", "activation_checkpointing", value=SWITCH, setting=_RECOMPUTE
+        "translated", "activation_checkpointing", value_kind=SWITCH, setting=_RECOMPUTE
     ),
-    **_fields("translated", "adafactor", value=SWITCH, setting="optim"),
-    **_fields("translated", "data_seed", value=NUMBER),
+    **_fields("translated", "adafactor", value_kind=SWITCH, setting="optim"),
+    **_fields("translated", "data_seed", value_kind=NUMBER),
     **_fields("translated", "eval_strategy evaluation_strategy", setting="eval_steps"),
-    **_fields("translated", "num_train_epochs", value=NUMBER, setting="max_steps"),
+    **_fields("translated", "num_train_epochs", value_kind=NUMBER, setting="max_steps"),
     **_fields("translated", "save_strategy", setting="save_steps"),
-    **_fields("translated", "warmup_ratio", value=NUMBER, setting="warmup_steps"),
+    **_fields("translated", "warmup_ratio", value_kind=NUMBER, setting="warmup_steps"),
     **_fields("refused", "auto_find_batch_size", False, reason=_BATCH_SIZE),
     **_fields("refused", "deepspeed mp_parameters parallelism_config", reason=_SHARDED),
     **_fields("refused", "fp16", False, reason=_FP16),
@@ -122,8 +122,8 @@ TRAINING_ARGUMENTS: dict[str, Field] = {
     # the names that start with `generation` are fields of Seq2SeqTrainingArguments.
     **_fields("non_optimizer", "bf16 load_best_model_at_end tf32", False),
     **_fields("ignored", "gradient_checkpointing resume_from_checkpoint", False),
-    **_fields("ignored", "eval_steps logging_steps save_steps", value=NUMBER),
-    **_fields("ignored", "save_total_limit", value=NUMBER),
+    **_fields("ignored", "eval_steps logging_steps save_steps", value_kind=NUMBER),
+    **_fields("ignored", "save_total_limit", value_kind=NUMBER),
     **_fields("ignored", "output_dir"),
     **_fields("non_optimizer", "sortish_sampler", False, reason=_LENGTHS),
     **_fields("ignored", "predict_with_generate", False),

@@ -55,16 +55,16 @@ class Translation:
 
     Attributes:
         values: the fields, parsed by their kinds.
-        typed: settings from another source, such as a command line. They take
-            precedence over the fields.
+        typed: settings that a user gave explicitly, for example on a command line.
+            They take precedence over the fields.
         settings: values by the names of this package.
         kinds: kinds of all settings by the names of this package.
-        ignored: names of fields without effect that are not at their defaults.
+        ignored: names of fields without effect that are read and not at their defaults.
         non_optimizer: names of fields that change results, but not the updates.
         notes: sentences on fields that were converted to an equivalent form.
         refusals: sentences on fields that would change the results and are not
             supported.
-        unread: names of fields that were left out.
+        unread: names of fields in `ignore_fields`, and of fields that a subclass adds.
     """
 
     values: Mapping[str, Any]
@@ -187,8 +187,8 @@ def translate_training_arguments(
         translation: contains the values; its other attributes are filled in.
         version: version of Transformers whose rules apply.
         max_steps: number of updates; None if unknown.
-        refused: reason by kind of field, for the kinds that are refused if they are
-            set; "" for the reason in the table.
+        refused: reason by effect of a field, for the effects that are refused if the
+            field is set; "" for the reason in the table.
     """
     for name, value in translation.values.items():
         row = TRAINING_ARGUMENTS.get(name)
@@ -202,11 +202,11 @@ def translate_training_arguments(
                 "If it is your own field and does not change the optimizer, add "
                 f"{name!r} to `ignore_fields`."
             )
-        elif row.kind == "translated" or row.is_default(value):
+        elif row.effect == "translated" or row.is_default(value):
             continue
-        elif row.kind in refused:
-            translation.refuse(name, f"{refused[row.kind] or row.reason}.")
-        elif row.kind == "non_optimizer":
+        elif row.effect in refused:
+            translation.refuse(name, f"{refused[row.effect] or row.reason}.")
+        elif row.effect == "non_optimizer":
             translation.non_optimizer.append(name)
         else:
             translation.ignored.append(name)
@@ -223,7 +223,7 @@ def translate_training_arguments(
 
 def _read_field(name: str, value: Any) -> Any:
     row = TRAINING_ARGUMENTS.get(name)
-    kind = RECIPE_KINDS.get(name) if row is None else row.value
+    kind = RECIPE_KINDS.get(name) if row is None else row.value_kind
     if is_null(value):
         return None
     if kind is not None and is_set(value):

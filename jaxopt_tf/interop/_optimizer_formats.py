@@ -32,19 +32,20 @@ from ._schedule_free import RUNNING, check_train_mode
 from ._state_keys import BITSANDBYTES_NESTED
 from ._unread_formats import LABELS, key_set, optimizer_name
 
-StateType = type[Any]  # one of those above
+StateType = type[Any]  # one of the types of states that are imported above
 
 
 class _Format(NamedTuple):
     """Keys of a format that is read."""
 
-    kind: StateType  # state of this package to which it is converted
+    kind: StateType  # state of this package to which a file is converted
     entries: tuple[frozenset[str], ...]  # keys of an entry of `state`, without `step`
     needed: Set[str]  # keys of every group
     optional: Set[str]  # keys that a group may have
-    is_known_without_entries: bool = True  # False if its groups are not specific
-    # Test of a group's values, where keys are not specific.
-    has_values: Callable[[Mapping[str, Any]], bool] = lambda group: True
+    # Whether the keys of a group identify the format if no parameter was updated yet.
+    groups_identify_it: bool = True
+    # Test of a group's values, for formats that share all keys with another format.
+    accepts_values: Callable[[Mapping[str, Any]], bool] = lambda group: True
 
 
 def _has_two_betas(group: Mapping[str, Any]) -> bool:
@@ -53,12 +54,12 @@ def _has_two_betas(group: Mapping[str, Any]) -> bool:
 
 
 def _has_three_betas(group: Mapping[str, Any]) -> bool:
-    # AdEMAMix of bitsandbytes has the keys of its AdamW.
+    # AdEMAMix and AdamW of bitsandbytes have the same keys.
     return not _has_two_betas(group)
 
 
 def _has_no_eps(group: Mapping[str, Any]) -> bool:
-    # Lion of bitsandbytes has the keys of its RMSprop.
+    # Lion and RMSprop of bitsandbytes have the same keys.
     return group.get("eps") == 0
 
 
@@ -118,7 +119,7 @@ _READABLE = (
         _BITSANDBYTES_MOMENTS,
         _ADAM | BITSANDBYTES_SETTINGS.keys(),
         frozenset(),
-        has_values=_has_two_betas,
+        accepts_values=_has_two_betas,
     ),
     _Format(
         AdamWState,
@@ -126,19 +127,21 @@ _READABLE = (
         _ADAM,
         frozenset(),
         False,
-        has_values=_has_two_betas,
+        accepts_values=_has_two_betas,
     ),
     _Format(
         AdEMAMixState,
         _BITSANDBYTES_MOMENTS,
         _ADAM | BITSANDBYTES_SETTINGS.keys(),
         frozenset(),
-        has_values=_has_three_betas,
+        accepts_values=_has_three_betas,
     ),
     # The other optimizers of bitsandbytes have one moment.
     *(
-        _Format(kind, _BITSANDBYTES_ONE_MOMENT, _ADAM, frozenset(), False, has_values)
-        for kind, has_values in ((LionState, _has_no_eps), (RMSpropState, _has_eps))
+        _Format(
+            kind, _BITSANDBYTES_ONE_MOMENT, _ADAM, frozenset(), False, accepts_values
+        )
+        for kind, accepts_values in ((LionState, _has_no_eps), (RMSpropState, _has_eps))
     ),
     # StableAdamW of torch-optimi, which counts updates in the group.
     _Format(
@@ -147,13 +150,14 @@ _READABLE = (
         key_set("lr beta1 beta2 eps weight_decay") | STABLE_ADAMW_SETTINGS.keys(),
         key_set("step"),
     ),
-    # AdamW, RAdam and SGD of schedulefree since version 1.2. Earlier groups have no
-    # `scheduled_lr`, and files without `train_mode` are refused by name.
+    # AdamW, RAdam and SGD of schedulefree, from version 1.2 on. `scheduled_lr` and
+    # `train_mode` are optional: earlier versions do not write the first, and for files
+    # without the second `check_train_mode` raises an error that names it.
     *(
         _Format(
             ScheduleFreeState,
             (key_set(entries),),
-            key_set(f"lr weight_decay r weight_lr_power {keys}") | {*RUNNING[:3]},
+            key_set(f"lr weight_decay r weight_lr_power {keys} k weight_sum lr_max"),
             {*RUNNING, "foreach"},
         )
         for entries, keys in (
@@ -192,10 +196,10 @@ _FRAMEWORKS = {
     "fp32_from_fp16_params": "Megatron",
     "optimizer_states": "Lightning",
 }
-_REMEDY = (
-    "Save it with plain torch, or read only the parameters with `opt_state=None` and "
-    "start with new moments."
+_NEW_MOMENTS = (
+    "read only the parameters with `opt_state=None`, and start with new moments."
 )
+_REMEDY = f"Save the optimizer with plain torch, or {_NEW_MOMENTS}"
 
 
 def check_format(state_dict: Any) -> StateType:
@@ -218,8 +222,8 @@ def check_format(state_dict: Any) -> StateType:
         if (
             all(known.needed <= keys <= allowed for keys in group_keys)
             and all(keys - {"step"} in known.entries for keys in entry_keys)
-            and (entry_keys or known.is_known_without_entries)
-            and all(map(known.has_values, groups))
+            and (entry_keys or known.groups_identify_it)
+            and all(map(known.accepts_values, groups))
         ):
             _check_settings(groups)
             if known.kind is ScheduleFreeState:
@@ -237,7 +241,8 @@ def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
             if key in _VALUES and bool(value) != _VALUES[key]:
                 raise ValueError(
                     f"`{key}` must be {_VALUES[key]} in every group, got {value!r} in "
-                    f"group {number}: this variant is not supported. {_REMEDY}"
+                    f"group {number}, which changes the formula of the updates. Train "
+                    f"with `{key}={_VALUES[key]}`, or {_NEW_MOMENTS}"
                 )
             # torch checks ranges when AdamW is built, but not when a state dict is
             # loaded.
@@ -249,7 +254,7 @@ def _check_settings(groups: Sequence[Mapping[str, Any]]) -> None:
             elif key in ("betas", "beta1", "beta2"):
                 end, limit = 1.0, "from 0 to 1"
             values = value if isinstance(value, list | tuple) else [value]
-            # The condition is negated, so that NaN fails it.
+            # NaN fails every comparison, so that `not all` rejects it, too.
             if not all(minimum <= float(v) < end for v in values if _is_number(v)):
                 raise ValueError(
                     f"`{key}` of group {number} must be {limit}, got {value!r}. "
@@ -286,7 +291,7 @@ def _check_structure(state_dict: Any) -> None:
         raise _error(
             "have `state` and `param_groups`, as torch's `optimizer.state_dict()` has",
             f"{type(state_dict).__name__} of {sorted(map(str, keys))[:5]}.",
-            f"Pass its value of {inner[0]!r}." if inner else "",
+            f"Pass `state_dict[{inner[0]!r}]`." if inner else "",
         )
     groups = state_dict["param_groups"]
     is_list = isinstance(groups, list | tuple) and len(groups) > 0
@@ -312,7 +317,7 @@ def _check_structure(state_dict: Any) -> None:
         raise _error(
             "have each parameter in one group",
             f"the numbers {twice} twice.",
-            "Save it again: the right group cannot be determined.",
+            "Save the optimizer again: the right group cannot be determined.",
         )
     if not isinstance(state, Mapping):
         raise _error("have a dict for `state`", f"{type(state).__name__}.")
@@ -335,19 +340,19 @@ def _not_read(
     entry_keys: frozenset[str], group_keys: Sequence[frozenset[str]]
 ) -> ValueError:
     """Returns the error for a format that is not read."""
-    name, remedy = optimizer_name(entry_keys, group_keys), _REMEDY
+    name = optimizer_name(entry_keys, group_keys)
+    remedy = _NEW_MOMENTS[0].upper() + _NEW_MOMENTS[1:]
     found = frozenset[str]().union(*group_keys)
     known = LABELS.union(*(f.needed | f.optional for f in _READABLE))
     if not name and found - known:
         remedy += (
-            f" If {sorted(found - known)} do not change its updates, remove them from "
+            f" If {sorted(found - known)} do not change the updates, remove them from "
             "the groups: `for group in state_dict['param_groups']: group.pop(...)`."
         )
     description = f"the state of {name}" if name else "an unknown format"
     return _error(
-        "be that of AdamW, SGD, Adagrad or RMSprop of torch or of an optimizer of "
-        "bitsandbytes, schedulefree, Transformers' Adafactor or StableAdamW of "
-        "torch-optimi",
+        "be that of torch's AdamW, SGD, Adagrad or RMSprop, Transformers' Adafactor, "
+        "torch-optimi's StableAdamW, or an optimizer of bitsandbytes or schedulefree",
         f"{description}: its entries have {sorted(entry_keys)} and its groups "
         f"{sorted(found - {'params'})}.",
         remedy,

@@ -53,9 +53,9 @@ def opt_state_from_torch(
     A state dict identifies parameters by index. Their names are taken from the first of
     these sources that exists: `param_names` in the file; `groups`; Trainer's two groups
     (decayed parameters first), or `named_parameters()` for a single group. Trainer's
-    groups depend on its version: they are those of `decay_rule`, or those of the only
-    version whose groups have the lengths and shapes of the file. Without names, an
-    exchange of two parameters of equal shape cannot be detected; parameters of
+    groups depend on its version: they are those of `decay_rule` if their lengths and
+    shapes match the file, else those of the only version that matches. Without names,
+    an exchange of two parameters of equal shape cannot be detected; parameters of
     different shapes in another order are refused.
 
     Args:
@@ -71,7 +71,7 @@ def opt_state_from_torch(
         step: step passed to the schedule next, from the state of the scheduler; None
             for the largest count. Step and count differ if updates were skipped.
         decay_rule: rule of `decay_mask` that Trainer used, as returned by
-            `trainer_decay_rule` for its version.
+            `trainer_decay_rule` for the version of Trainer.
 
     Returns:
         The state to resume from. Its `learning_rate` is that of the file, which torch
@@ -147,16 +147,17 @@ def torch_from_opt_state(
             that its optimizer was built with. `params` of a group is not read. If a
             group has `t_alpha`, if moments have 8 bits, for Lion and AdEMAMix, and for
             RMSprop without `centered` in the groups, the state dict is that of
-            bitsandbytes (0.49.2 and later). The numbers of schedulefree are those of
-            the state, with `train_mode` True, since `params` are those of training.
+            bitsandbytes (0.49.2 and later). For schedulefree, `k`, `weight_sum` and
+            `lr_max` of each group come from the state, and `train_mode` is True,
+            because `params` are those of training.
         groups: names of the parameters of each group, in the order in which they are
             passed to torch; None for Trainer's two groups, or for
             `named_parameters()` if there is one group.
         layouts: layouts that `adafactor_tf` or `adamw_8bit_tf` was built with.
         decay_rule: rule of `decay_mask` by which Trainer makes its two groups, that of
             the version that resumes the run.
-        last_rate: rate of the schedule at the last update, which schedulefree reports;
-            None for that of the state, in float32.
+        last_rate: rate of the schedule at the last update, from which `scheduled_lr` of
+            schedulefree is computed; None for the float32 rate in the state.
 
     Returns:
         A state dict for `optimizer.load_state_dict`. A file that `torch.save` writes
@@ -203,12 +204,12 @@ def torch_from_opt_state(
             "param_names": list(group),
         }
         hyperparams = {k: v for k, v in settings.items() if k not in group_params}
-        for free in averaging_states(opt_state):
-            if isinstance(free, ScheduleFreeState):
-                hyperparams |= group_numbers(free, settings, last_rate)
+        for averaging_state in averaging_states(opt_state):
+            if isinstance(averaging_state, ScheduleFreeState):
+                hyperparams |= group_numbers(averaging_state, settings, last_rate)
         if StableAdamWState in kinds:
-            own = [entries.get(name) for name in group]
-            hyperparams = stable_adamw_group(hyperparams, own)
+            group_entries = [entries.get(name) for name in group]
+            hyperparams = stable_adamw_group(hyperparams, group_entries)
         saved.append({**hyperparams, **group_params})
     state = {i: entries[name] for name, i in index_by_name.items() if name in entries}
     return {"state": state, "param_groups": saved}

@@ -51,8 +51,9 @@ class ParamNames:
     def layer_norms(self) -> dict[str, str]:
         """Class of every layer norm of the torch model, by the path of its leaves.
 
-        Pass it to `build_optimizer(recipe, layer_norms=...)`: Trainer excludes layer
-        norms from weight decay by their class, and the classes depend on its version.
+        Pass the result to `build_optimizer(recipe, layer_norms=...)`: Trainer excludes
+        layer norms from weight decay by their class, and the classes depend on the
+        version of Trainer.
         """
         norms = self.model.layer_norms
         return {
@@ -64,7 +65,7 @@ class ParamNames:
     def with_frozen(self, leaves: Collection[str]) -> "ParamNames":
         """Returns the names for an optimizer that does not train these leaves.
 
-        Trainer has frozen parameters in no group of optimizer.pt.
+        In Trainer's optimizer.pt no group contains a frozen parameter.
 
         Args:
             leaves: names of leaves.
@@ -190,7 +191,10 @@ def _check_patterns(argument: str, patterns: list[Any]) -> None:
 
 
 class _Declared(NamedTuple):
-    """Torch names of the fused parts of a leaf, before they are resolved."""
+    """Torch names of a leaf as declared, before `_Resolver` looks them up.
+
+    There are several names if the leaf concatenates torch tensors.
+    """
 
     order: tuple[int, int]  # sort key: leaves of the table, of the rules, then others
     names: tuple[str, ...]  # possibly without the prefix and the layer number

@@ -2,7 +2,8 @@
 
 bitsandbytes stores codes in the shape of the torch parameter, the largest magnitude of
 each block of 256 elements in the flattened order, and a table of the 256 levels that
-codes denote. Codes correspond to those of a `QuantizedMoment` as float32 moments do.
+codes denote. Like float32 moments, codes are transposed, reshaped and stacked to those
+of a `QuantizedMoment`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,17 +47,25 @@ def check_quantized(
         )
     for found in slices:
         if not found.is_whole:
-            reason = "the scales of blocks cannot be split or concatenated"
-        elif layout.stacked_axes != found.layout.stacked_axes:
+            raise ValueError(
+                f"`opt_state` must have float32 moments for {leaf!r}, which is not the "
+                f"whole of torch's {found.torch_name!r} or contains other tensors too, "
+                "got moments of 8 bits, whose blocks cannot be split or concatenated. "
+                "Convert the parameters only, and start with new moments. Moments of "
+                "an optimizer with a `keep_float32` that is True for this leaf can be "
+                "converted."
+            )
+        if layout.stacked_axes != found.layout.stacked_axes:
             reason = "the stacked axes differ"
         elif _flat_axes(layout, shape) != _flat_axes(found.layout, shape):
-            reason = "blocks contain other elements"
+            reason = "the blocks would contain other elements than torch's"
         else:
             continue
         raise ValueError(
-            f"`layouts` must give {leaf!r} the layout of torch for moments of 8 bits, "
-            f"got {layout!r}, but torch's {found.torch_name!r} has {found.layout!r}: "
-            f"{reason}. Pass that layout to `adamw_8bit_tf` and to this function."
+            f"`layouts` must give {leaf!r}, whose moments have 8 bits, the layout that "
+            f"it has in torch, {found.layout!r} for {found.torch_name!r}, got "
+            f"{layout!r}: {reason}. Pass torch's layout to the optimizer and to this "
+            "function."
         )
 
 
@@ -67,8 +76,8 @@ def check_same_bits(
 
     Args:
         leaf: name of the leaf.
-        is_quantized: whether its moments are quantized here.
-        tensors: names of its torch tensors.
+        is_quantized: whether the moments of the leaf are quantized here.
+        tensors: names of the torch tensors of the leaf.
         state: torch's state dict.
     """
     for name in tensors:
@@ -80,8 +89,8 @@ def check_same_bits(
             "keep_float32",
             f"`opt_state` must have {theirs} moments for {leaf!r}, because the file "
             f"has {theirs} moments for {name!r}, got {ours} moments.",
-            f"Build the optimizer of the file with a `keep_float32` that is "
-            f"{is_quantized} for this leaf.",
+            f"Build the optimizer with a `keep_float32` that is {is_quantized} for "
+            "this leaf, as for the file.",
         )
 
 
@@ -116,8 +125,8 @@ def quantized_from_torch(
     )
     scales = flat
     if _block_axis(shape, layout) is not None:
-        in_torch = flat.reshape(layout.torch_shape(like.scales.shape))
-        scales = layout.from_torch(in_torch, like.scales.shape)
+        torch_scales = flat.reshape(layout.torch_shape(like.scales.shape))
+        scales = layout.from_torch(torch_scales, like.scales.shape)
     return QuantizedMoment(
         device_put_like(codes, like.codes), device_put_like(scales, like.scales)
     )
@@ -153,11 +162,11 @@ def bitsandbytes_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
         number, index = BITSANDBYTES_KEYS[key]
         named = value if isinstance(value, dict) else {"state": value}
         for name, array in named.items():
-            both = f"{name}{number}"
+            array_key = f"{name}{number}"
             # The slow mean of AdEMAMix follows the fast one.
             if index == 1 and name != "qmap":
-                array = torch.stack([arrays[both], array])
-            arrays[both] = array
+                array = torch.stack([arrays[array_key], array])
+            arrays[array_key] = array
     return {"step": int(entry["step"]), BITSANDBYTES_NESTED: arrays}
 
 

@@ -18,12 +18,12 @@ from ._argument_translation import (
 from ._arguments_by_version import ArgsVersion, note_on_decay, source_version
 from ._training_arguments import read_training_arguments
 
-_DEVICES = {n for n, field in TRAINING_ARGUMENTS.items() if field.kind == "devices"}
+_DEVICES = {n for n, field in TRAINING_ARGUMENTS.items() if field.effect == "devices"}
 # Fields that `Recipe` has under another name, or as a number of steps.
 _MAPPED_OTHERWISE = [
     name
     for name, field in TRAINING_ARGUMENTS.items()
-    if field.kind == "translated" and field.setting in RECIPE_KINDS
+    if field.effect == "translated" and field.setting in RECIPE_KINDS
 ]
 _REFUSED = {
     "refused": "",

@@ -4,8 +4,8 @@ A pickle refers to functions and classes by name, and `pickle.load` imports and 
 them. Here nothing is imported. A name in the lists below is replaced by a function that
 returns its arguments, or by an empty class that is created for one file. A name of
 another package or of a script, such as a subclass of `TrainingArguments`, is replaced
-by an empty class that stores the attributes in the file. All other names of Python,
-NumPy, torch, Transformers and accelerate are refused.
+by an `InertObject`, which only takes on the attributes that the file contains. All
+other names of Python, NumPy, torch, Transformers and accelerate are refused.
 """
 
 import io
@@ -84,8 +84,8 @@ class _InertUnpickler(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return name
         # Functions and classes are created for each file: a pickle can set attributes
-        # of an object that it receives (opcode BUILD), and these must not outlive the
-        # file.
+        # of an object that it receives (opcode BUILD), and the attributes must not
+        # outlive the file.
         if (module, name) == ("torch", "device"):
             return lambda kind, index=None: kind if index is None else f"{kind}:{index}"
         if module in ("pathlib", "pathlib._local") and name in _PATHS:
@@ -107,9 +107,9 @@ class _InertUnpickler(pickle.Unpickler):
 
 
 class Storage(NamedTuple):
-    """Reference to the record of an archive that contains a tensor's data."""
+    """Reference to the file of an archive that contains the data of a tensor."""
 
-    key: str  # name of the record in the folder `data` of the archive
+    key: str  # name of that file in the folder `data` of the archive
 
 
 class _StorageUnpickler(_InertUnpickler):
@@ -145,7 +145,10 @@ class _NoGlobals(pickle.Unpickler):
 
 
 def first_global(path: Path) -> str:
-    """Returns the first name in a pickle that is not in an archive; "" if none."""
+    """Returns the first name to which a pickle file refers; "" if there is none.
+
+    The file is a bare pickle, not a zip archive that contains one.
+    """
     try:
         with path.open("rb") as file:
             _NoGlobals(file).load()

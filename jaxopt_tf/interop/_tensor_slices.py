@@ -1,8 +1,9 @@
 """Correspondence between ranges of leaves and ranges of torch tensors.
 
-A `TensorSlice` pairs a range of a torch tensor with a range of a leaf, in torch's axes
-of the leaf (`TorchLayout`) and at one index of its stacked axes. It describes
-transposed, reshaped, stacked, fused and split parameters. Values are copied bitwise.
+A `TensorSlice` pairs a range of a torch tensor with a range of a leaf. The leaf is
+first brought into the axes of torch (`TorchLayout.to_torch`) and indexed along its
+stacked axes. Slices describe transposed, reshaped, stacked, fused and split parameters.
+Values are copied bitwise.
 """
 
 import re
@@ -74,13 +75,13 @@ def leaf_from_tensors(
         return first.layout.from_torch(array, shape).astype(dtype, copy=False)
     # All slices of a leaf have the same layout. They are written to one array in
     # torch's axes, which is transposed once at the end.
-    viewed = np.zeros(first.layout.torch_shape(shape), dtype)
+    in_torch_axes = np.zeros(first.layout.torch_shape(shape), dtype)
     for part in slices:
         source = tensor(part.torch_name)
         if source is not None:
-            target = _part(viewed[part.stack_index], part.axis, part.leaf_range)
+            target = _part(in_torch_axes[part.stack_index], part.axis, part.leaf_range)
             target[...] = _part(source, part.axis, part.torch_range)
-    return first.layout.from_torch(viewed, shape)
+    return first.layout.from_torch(in_torch_axes, shape)
 
 
 def tensor_from_leaves(
@@ -89,8 +90,8 @@ def tensor_from_leaves(
     """Builds a torch tensor from the leaves of its slices."""
     parts = []
     for part in slices:
-        viewed = part.layout.to_torch(leaf(part.leaf))[part.stack_index]
-        parts.append(_part(viewed, part.axis, part.leaf_range))
+        in_torch_axes = part.layout.to_torch(leaf(part.leaf))[part.stack_index]
+        parts.append(_part(in_torch_axes, part.axis, part.leaf_range))
     return parts[0] if len(parts) == 1 else np.concatenate(parts, slices[0].axis)
 
 
@@ -159,9 +160,12 @@ def resolve_slices(
     groups = group_slices(slices, "torch_name")
     for name, end in ends.items():
         shape, leaves = torch_params[name].shape, [s.leaf for s in groups[name]]
-        if end != shape[groups[name][0].axis]:
+        axis = groups[name][0].axis
+        size = shape[axis]
+        if end != size:
             problems.append(
-                f"torch's {name!r} {list(shape)}: its leaves {leaves} cover {end} of it"
+                f"torch's {name!r} {list(shape)}: its leaves {leaves} cover {end} of "
+                f"{size} indices of axis {axis}"
             )
     return slices, problems
 
@@ -198,14 +202,17 @@ def _layouts(
     """Returns the possible layouts of a leaf, and the error if none of them matches."""
     for pattern, layout in layouts.items():
         if re.fullmatch(pattern, match.leaf):
-            is_stack = len(layout.stacked_axes) == match.is_stacked
-            if is_stack and layout.fits(match.shape):
+            stacking_agrees = len(layout.stacked_axes) == match.is_stacked
+            if stacking_agrees and layout.fits(match.shape):
                 return [layout], _SHAPE_MISMATCH
             return [], f"`layouts` has {layout!r}, which does not fit"
     # Flax's kernels of transposed convolutions have reversed spatial axes, which a
     # layout, a permutation of axes, cannot describe.
     if tensor.layer.startswith("ConvTranspose"):
-        return [], f"torch's {tensor.layer} is not a transposed leaf"
+        return [], (
+            f"kernels of {tensor.layer} have reversed spatial axes in Flax, which no "
+            "layout describes"
+        )
     found = _candidates(match, tensor, convention)
     if match.is_stacked:
         found = [layout.stacked() for layout in found]
@@ -261,17 +268,17 @@ def _slices(
         tensors: the fused tensors; for each the layers of a stack.
         ends: end of the last slice of each tensor; None if the tensors are not split.
     """
-    viewed, num_stacked = layout.torch_shape(match.shape), len(layout.stacked_axes)
-    stack, viewed = viewed[:num_stacked], viewed[num_stacked:]
+    torch_shape, num_stacked = layout.torch_shape(match.shape), len(layout.stacked_axes)
+    stack, one_layer = torch_shape[:num_stacked], torch_shape[num_stacked:]
     is_fused, is_split = len(tensors) > 1, ends is not None
-    if {len(tensor.shape) for part in tensors for tensor in part} != {len(viewed)}:
+    if {len(tensor.shape) for part in tensors for tensor in part} != {len(one_layer)}:
         return []
     # A leaf of fused tensors cannot share one of them with another leaf.
-    if (is_fused and is_split) or ((is_fused or is_split) and axis >= len(viewed)):
+    if (is_fused and is_split) or ((is_fused or is_split) and axis >= len(one_layer)):
         return []
     slices, start = [], 0
     for part in tensors:
-        leaf_shape = list(viewed)
+        leaf_shape = list(one_layer)
         part_slice = TensorSlice(match.leaf, "", layout, axis=axis)
         if is_fused:
             leaf_shape[axis] = part[0].shape[axis]
@@ -279,19 +286,19 @@ def _slices(
             part_slice = part_slice._replace(leaf_range=leaf_range)
             start += leaf_shape[axis]
         for number, tensor in enumerate(part):
-            torch_shape = list(tensor.shape)
+            tensor_shape = list(tensor.shape)
             if ends is not None:
                 first = ends.get(tensor.name, 0)
                 torch_range = (first, first + leaf_shape[axis])
                 part_slice = part_slice._replace(torch_range=torch_range)
                 # If too little of the tensor remains, the size is smaller than that of
                 # the leaf, which is a mismatch.
-                torch_shape[axis] = min(leaf_shape[axis], torch_shape[axis] - first)
-            if leaf_shape != torch_shape or stack not in ((), (len(part),)):
+                tensor_shape[axis] = min(leaf_shape[axis], tensor_shape[axis] - first)
+            if leaf_shape != tensor_shape or stack not in ((), (len(part),)):
                 return []
             stack_index = (number,) * num_stacked
             slices.append(
                 part_slice._replace(torch_name=tensor.name, stack_index=stack_index)
             )
     # Fused tensors must fill the leaf: the rest of it would remain zeros.
-    return slices if not is_fused or start == viewed[axis] else []
+    return slices if not is_fused or start == one_layer[axis] else []

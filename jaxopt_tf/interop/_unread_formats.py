@@ -15,9 +15,9 @@ LABELS = key_set("params param_names initial_lr")
 # torch 2.13, transformers 5.23, bitsandbytes 0.50.2 (0.49.2 and later nest their state,
 # earlier versions do not), torchao 0.18, torch-optimi 0.3.3, schedulefree 1.4.1,
 # lomo-optim 0.1.1, grokadamw 0.1.2, galore-torch 1.0, apollo-torch 1.0.3.
-# The first match counts, so more specific formats come first. Columns: name; keys that
-# are all in entries of `state`, or keys that are all in one group; keys that are in no
-# group.
+# Columns: name; keys of entries of `state`; keys of one group; keys that no group may
+# have. A format matches if all keys of the second or all keys of the third column are
+# present. The first match counts, so more specific formats come first.
 _OTHER_FORMATS = (
     ("torch's AdamW with `amsgrad`", "max_exp_avg_sq", "", ""),
     ("GaLore", "", "update_proj_gap scale", "scale_type"),

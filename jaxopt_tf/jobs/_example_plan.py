@@ -116,7 +116,7 @@ def example_plan(
                 option="`mesh='data={}'`" if command is None else "--mesh data={}",
             ),
         ],
-        has_model=has_weights(run.folder),
+        has_final_model=has_weights(run.folder),
         write_model=lambda params: write_model(params, setup.frozen),
         loss_unit="",
         how_to_resume=command or "call `jobs.train` again with the same arguments",

@@ -24,16 +24,16 @@ from ._conflicts import uses_eval_loss
 from ._intervals import INTERVALS, steps_of_fraction
 from ._job import Job
 
-# In reverse order, so that the kinds of the first type, which the flags have, override
-# those of the others.
+# Types are visited from the last to the first: if several have a field, its kind is
+# that in the first type, GPT2Config, from which the command-line flags are made.
 _MODEL_KINDS = {n: k for t in CONFIG_TYPES[::-1] for n, k in kinds_of(t).items()}
 _KINDS = {**kinds_of(Recipe), **_MODEL_KINDS, **kinds_of(Job)}
 
-# Kinds of fields that raise an error for a new run; "non_optimizer" includes the
+# Effects of fields that raise an error for a new run; "non_optimizer" includes the
 # fields that set the order of the data.
 _REFUSED = dict.fromkeys(("refused", "non_optimizer", "devices"), "")
 _DRIVES_SCHEDULE = "drives the schedule"
-_LOGGING_STEPS = 500  # Transformers' default, which also replaces `eval_steps`
+_LOGGING_STEPS = 500  # Transformers' default, also that of `eval_steps`
 _STRATEGIES = {
     "eval_strategy": ("no", "steps", "epoch"),
     "evaluation_strategy": ("no", "steps", "epoch"),
@@ -72,7 +72,8 @@ def settings_from_transformers(
 
     Args:
         raw: names and values, for example from a JSON file.
-        typed: settings that take precedence, for example from a command line.
+        typed: settings that a user gave explicitly, for example on a command line.
+            They take precedence over `raw`.
         kinds: kinds of all settings by name.
         ignore_fields: names of fields in `raw` that are not read.
 
@@ -94,6 +95,8 @@ def settings_from_transformers(
     translate_training_arguments(
         translation, version=args_version(raw), max_steps=max_steps, refused=_REFUSED
     )
+    # `unread` are fields that `ignore_fields` names or a subclass adds; `ignored` are
+    # fields that are read but have no effect.
     listed = {
         "ignored": sorted(translation.unread),
         "without effect": translation.ignored,
@@ -120,7 +123,8 @@ def job_settings(
 
     Args:
         converted: the TrainingArguments and the recipe that was built from them.
-        typed: settings that take precedence over the files.
+        typed: settings that a user gave explicitly. They take precedence over the
+            files.
         state: content of trainer_state.json.
 
     Returns:
@@ -143,7 +147,7 @@ def job_settings(
     _check_metric(translation, checkpoint)
     for name in values.keys() - settings.keys():
         field = TRAINING_ARGUMENTS[name]
-        if field.kind == "non_optimizer" and not field.is_default(values[name]):
+        if field.effect == "non_optimizer" and not field.is_default(values[name]):
             translation.ignored.append(name)
     return translation
 
@@ -154,7 +158,7 @@ def _not_replaced(
     """Returns the fields that are not overridden by a setting in `typed`."""
     replaced = {n for n, field in TRAINING_ARGUMENTS.items() if field.setting in typed}
     if "eval_strategy" in typed:
-        replaced.add("evaluation_strategy")  # its former name
+        replaced.add("evaluation_strategy")  # former name of `eval_strategy`
     return {n: v for n, v in values.items() if n not in typed and n not in replaced}
 
 
@@ -174,8 +178,8 @@ def _translate_others(translation: Translation) -> None:
     if is_set(values.get("data_seed")) and values["data_seed"] != seed:
         translation.refuse(
             "data_seed",
-            f"`seed`, which is {seed!r}, also shuffles the text; leave it out, or name "
-            "it in `ignore_fields`.",
+            f"the text is shuffled with `seed`, which is {seed!r}; leave `data_seed` "
+            "out, or name it in `ignore_fields`.",
         )
 
 
@@ -222,11 +226,19 @@ def _set_intervals(
         )
     combined = translation.combined
     eval_steps, save_steps = combined.get("eval_steps"), combined.get("save_steps")
-    is_best = combined.get("load_best_model_at_end") is True and saving != "best"
     # Trainer selects the best of its checkpoints; here each evaluation with a lower
     # loss is saved, at any step.
-    is_best = is_best and is_set(saving) and eval_steps != save_steps
-    if is_best and isinstance(eval_steps, int) and isinstance(save_steps, int):
+    selects_otherwise = (
+        combined.get("load_best_model_at_end") is True
+        and is_set(saving)
+        and saving != "best"
+        and eval_steps != save_steps
+    )
+    if (
+        selects_otherwise
+        and isinstance(eval_steps, int)
+        and isinstance(save_steps, int)
+    ):
         translation.notes.append(
             "`load_best_model_at_end`: the best of all evaluations, every "
             f"{_checks.pluralize(eval_steps, 'step')}, is loaded; Trainer loads the "
@@ -287,7 +299,7 @@ def _at_the_end(kind: str, max_steps: int | None) -> dict[str, Any]:
 def _check_metric(translation: Translation, checkpoint: _Checkpoint) -> None:
     """Records errors on fields of evaluations, if evaluations affect the parameters.
 
-    It must be called after `_set_intervals`, which sets `eval_steps`.
+    Call this function after `_set_intervals`, which sets `eval_steps`.
     """
     values, role = translation.values, _role(translation)
     if not role:
@@ -308,8 +320,8 @@ def _check_metric(translation: Translation, checkpoint: _Checkpoint) -> None:
     for name, reason in refused.items():
         translation.refuse(
             name,
-            f"{reason}, and it {role}; to continue nevertheless, name {name!r} in "
-            "`ignore_fields`.",
+            f"{reason}, and the evaluation loss {role}; to continue nevertheless, name "
+            f"{name!r} in `ignore_fields`.",
         )
     translation.notes.append(
         f"{_OTHER_DATA}: their loss {role} from this checkpoint on; the best metric in "

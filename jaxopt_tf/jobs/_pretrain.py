@@ -65,8 +65,8 @@ def pretrain(config: RunConfig, *, command_line: Sequence[str] = ()) -> RunResul
 
     Raises:
         ValueError: if the data do not fit the model, the folder contains another run or
-            is in use, no checkpoint in it is valid, or an interval is an epoch, see
-            `resolve_epochs`.
+            is in use, no checkpoint in it is valid, or `eval_strategy` or
+            `save_strategy` is 'epoch' (apply `resolve_epochs` to the settings first).
         OSError: if a checkpoint or the log cannot be written.
         FloatingPointError: if the loss is not finite, unless `on_non_finite` allows it.
     """
@@ -117,7 +117,7 @@ def _plan(config: RunConfig, run: OpenRun) -> RunPlan:
             flops_per_item=setup.model.flops_per_token,
         ),
         header=header(config, setup, run, batches),
-        has_model=run.has_model,
+        has_final_model=run.has_final_model,
         final_params=functools.partial(_final_params, setup, job),
         write_model=functools.partial(_write_model, run.folder, setup.model, job),
         loss_unit=f"nats per {run.corpus.unit.removesuffix('s')}",
@@ -138,7 +138,7 @@ def _read_params(setup: Setup, job: Job) -> PyTree | None:
 
 
 def _final_params(setup: Setup, job: Job, params: PyTree) -> PyTree:
-    """Returns all parameters of the model; for an adapter, only its parameters."""
+    """Returns all parameters of the model; only those of an adapter if there is one."""
     return params if job.lora_r else training.merge_params(params, setup.frozen)
 
 
@@ -162,7 +162,7 @@ def _write_model(folder: Path, model: Model, job: Job, params: PyTree) -> None:
 def _make_evaluate(
     setup: Setup, run: OpenRun, job: Job, block_size: int
 ) -> Callable[[PyTree], dict[str, float]]:
-    """Returns a function that computes means over the evaluation data from params."""
+    """Returns a function from params to the mean metrics over the evaluation data."""
 
     def sharded(batch: np.ndarray) -> jax.Array:
         sharding = batch_sharding(batch.shape, setup.mesh, axis=0)
@@ -191,11 +191,11 @@ def _sharded(batches: TrainingBatches, start: int, like: PyTree) -> Iterator[PyT
         )
 
     for n in itertools.count(start):
-        part = slice_reader(batches, n)
+        read_slice = slice_reader(batches, n)
         if isinstance(like, dict):
             yield {
-                key: array(shape, functools.partial(part, key=key))
+                key: array(shape, functools.partial(read_slice, key=key))
                 for key, shape in like.items()
             }
         else:
-            yield array(like, part)
+            yield array(like, read_slice)

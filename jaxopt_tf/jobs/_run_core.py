@@ -46,7 +46,7 @@ class RunPlan:
             more; None for `evaluate`.
         monitors: builds the monitors, in process 0 only.
         header: lines that are printed at the start.
-        has_model: whether the folder contains the final model.
+        has_final_model: whether the folder contains the final model.
         final_params: function that adds frozen parameters to trained ones.
         write_model: function that writes the final parameters.
         loss_unit: unit of the evaluation loss, for the summary.
@@ -63,7 +63,7 @@ class RunPlan:
     evaluate_in_loop: EvaluateFn | None = None
     monitors: Callable[[], list[training.Monitor]]
     header: Sequence[str]
-    has_model: bool
+    has_final_model: bool
     write_model: Callable[[PyTree], None]
     loss_unit: str
     how_to_resume: str
@@ -218,7 +218,7 @@ def _finish(
                 )
     averaged = training.evaluation_params(end.state.params, end.state.opt_state)
     params = plan.final_params(averaged)
-    if stopped_by is None and not (run.is_finished and plan.has_model):
+    if stopped_by is None and not (run.is_finished and plan.has_final_model):
         # A finished run lacks the model if it was killed while the model was written.
         plan.write_model(params)
     # Read from the log, which also covers earlier starts of the run.

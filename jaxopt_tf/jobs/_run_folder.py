@@ -86,7 +86,7 @@ class OpenRun:
         return self.folder / METRICS
 
     @property
-    def has_model(self) -> bool:
+    def has_final_model(self) -> bool:
         """True if the folder has the last file that a run writes.
 
         This file is config.json, or adapter_config.json of a LoRA run. In folders of

@@ -39,7 +39,7 @@ class FrozenModel(Model):
 
     @functools.cached_property
     def names(self) -> interop.ParamNames:
-        """Names of all parameters in PyTorch, where the frozen ones are frozen, too."""
+        """Names of all parameters; PyTorch does not train those of frozen leaves."""
         return self.whole.names.with_frozen(_pytrees.leaf_names(self.frozen_shapes))
 
     @property
@@ -69,8 +69,8 @@ def freeze_params(model: Model, patterns: Sequence[str]) -> FrozenModel:
         **{
             **fields,
             "init": lambda seed: training.split_params(model.init(seed), patterns)[0],
-            "layouts": _matching(model.layouts, names),
-            "layer_norms": _on_path(model.layer_norms, names),
+            "layouts": _trained_layouts(model.layouts, names),
+            "layer_norms": _trained_layer_norms(model.layer_norms, names),
         },
         whole=model,
         patterns=tuple(patterns),
@@ -80,14 +80,17 @@ def freeze_params(model: Model, patterns: Sequence[str]) -> FrozenModel:
 _FIELDS = dataclasses.fields(Model)
 
 
-def _matching(layouts: Mapping[str, Any] | None, names: list[str]) -> Any:
-    """Returns the layouts of trained leaves; other layouts would match no leaf."""
+def _trained_layouts(layouts: Mapping[str, Any] | None, names: list[str]) -> Any:
+    """Returns the layouts that match a trained leaf.
+
+    A pattern that matches no leaf is an error elsewhere.
+    """
     if layouts is None:
         return None
     return {p: x for p, x in layouts.items() if any(re.fullmatch(p, n) for n in names)}
 
 
-def _on_path(layer_norms: Any, names: list[str]) -> Any:
+def _trained_layer_norms(layer_norms: Any, names: list[str]) -> Any:
     """Returns the normalizations with trained parameters."""
     parents = {name.rpartition(".")[0] for name in names}
     if isinstance(layer_norms, Mapping):

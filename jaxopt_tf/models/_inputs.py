@@ -46,8 +46,8 @@ def inputs_and_labels(batch: Batch, block_size: int) -> tuple[Inputs, jax.Array]
     is_missing = inputs.tokens == IGNORE_INDEX
     # Padding in the inputs is replaced by token 0. At the end of a row this is
     # harmless, because attention is causal. In the middle of a row, later tokens would
-    # attend to the padding: its label becomes -1 if it counts in the loss, which makes
-    # the loss NaN.
+    # attend to the padding. A label at a padding position that is not -100 is therefore
+    # set to -1, so that the loss becomes NaN.
     labels = jnp.where(is_missing & (labels != IGNORE_INDEX), -1, labels)
     return inputs._replace(tokens=jnp.where(is_missing, 0, inputs.tokens)), labels
 

@@ -21,7 +21,7 @@ class LossFn(Protocol):
     def __call__(
         self, params: PyTree, batch: Batch, rng: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns the summed loss and the number of predicted tokens; (), float32."""
+        """Returns float32 scalars: the summed loss, the number of predicted tokens."""
         ...
 
 

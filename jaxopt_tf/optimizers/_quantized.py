@@ -2,8 +2,8 @@
 
 A block is a run of 256 elements of a torch tensor in its flattened order. Its scale is
 the largest magnitude in it, and a code is the index of the nearest of 256 or 16 levels
-between -1 and 1 (`_levels.py`). Codes have the shape of the leaf, so that they have the
-sharding of the leaf; scales are reductions over it.
+between -1 and 1 (`_levels.py`). Codes of 8 bits have the shape of the leaf, so that
+they can have the same sharding; two codes of 4 bits share a byte.
 """
 
 import dataclasses
@@ -29,11 +29,12 @@ class QuantizedMoment(NamedTuple):
     """One moment of one leaf, as codes and scales.
 
     If torch's last axis is one axis of the leaf and a multiple of the block size, then
-    `scales` has the leaf's shape with that axis divided by the block size. Otherwise it
-    has the stacked axes of the leaf and one axis for the blocks of a torch tensor.
+    `scales` has the leaf's shape with that axis divided by the block size. Otherwise
+    `scales` has the stacked axes of the leaf and one axis for the blocks of a torch
+    tensor. Arrays of pairs of codes of 4 bits, neighbours in torch, have the same axes.
     """
 
-    codes: jax.Array  # the leaf's shape, uint8; two codes of 4 bits in an element
+    codes: jax.Array  # uint8: codes of 8 bits in the leaf's shape, or pairs of 4 bits
     scales: jax.Array  # float32: largest magnitude of each block
 
 
@@ -111,7 +112,7 @@ class Quantizer:
         levels: Levels,
         layout: TorchLayout,
     ) -> QuantizedMoment:
-        """Returns the codes of a float32 moment with the scales of `scales`."""
+        """Returns a float32 moment as codes and the given scales."""
         scale = self._spread(scales, moment.shape, layout)
         if self.least_scale:
             ratio = moment / scale
@@ -121,7 +122,7 @@ class Quantizer:
         if self.repairs_signs and levels.signed:
             zero = np.uint8(levels.values.index(0.0))
             codes = jnp.where((codes == zero) & (moment < 0), zero - 1, codes)
-        # A block of zeros has the code 0, as in bitsandbytes, where 0 / 0 is NaN.
+        # A block of zeros has scale 0 and ratio NaN; its codes are 0 in bitsandbytes.
         codes = jnp.where(scale > 0, codes, np.uint8(0))
         if len(levels.values) == 16:
             codes = self._packed(codes, layout)
@@ -137,7 +138,7 @@ class Quantizer:
         return self.moment_type(codes, jnp.zeros_like(self.scales(moment, layout)))
 
     def block_axis(self, shape: tuple[int, ...], layout: TorchLayout) -> int | None:
-        """Returns the leaf's axis along which each block lies; None if none is."""
+        """Returns the axis that blocks divide, or None; see `QuantizedMoment`."""
         groups = layout.groups(len(shape))
         if not groups or len(groups[-1]) != 1:
             return None
@@ -154,7 +155,7 @@ class Quantizer:
         return jnp.maximum(largest, self.least_scale)
 
     def _rows(self, x: jax.Array, layout: TorchLayout) -> jax.Array:
-        """Returns the stacked axes, blocks, and the elements of a block."""
+        """Returns `x` as [*stacked, blocks, block_size], padded with zeros."""
         num_stacked = len(layout.stacked_axes)
         ordered = layout.to_torch(x)
         flat = ordered.reshape(*ordered.shape[:num_stacked], -1)
@@ -193,7 +194,8 @@ class Quantizer:
         """Returns codes of the leaf's `shape` from pairs of `_packed`."""
         axis = self.block_axis(shape, layout)
         at = codes.ndim if axis is None else axis + 1
-        # Shifted, not concatenated, which XLA would write to memory.
+        # The two codes are shifted out of a broadcast byte: XLA would write the result
+        # of a concatenation to memory.
         pairs = jnp.expand_dims(codes, at)
         shape_of_shifts = [1] * at + [2] + [1] * (codes.ndim - at)
         shifts = np.array([4, 0], np.uint8).reshape(shape_of_shifts)
@@ -214,8 +216,7 @@ def quantized(
     """Returns `rule` with moments that are stored as codes between updates.
 
     An update decodes the moments, applies `rule` in float32, and encodes the new
-    moments. The new parameter is computed from the new moments before these are
-    rounded.
+    moments. The new parameter is computed from the new moments before they are rounded.
 
     Args:
         rule: an optimizer whose moments have the shapes of the leaves.
@@ -223,22 +224,23 @@ def quantized(
         signed: for each moment, whether its levels have signs; None for a moment that
             `rule` does not have.
         layouts: layouts of the leaves in torch, which order the elements of blocks.
-        keep_float32: bool for each leaf, or a callable from params to that: which
-            leaves have float32 moments. None for the embeddings.
+        keep_float32: whether each leaf keeps float32 moments: a tree of bools, or a
+            callable from params to one. None: embeddings, if
+            `quantizer.skips_embeddings`, else no leaf.
     """
     levels = tuple(
         None if s is None else quantizer.signed if s else quantizer.unsigned
         for s in signed
     )
-    own = _QuantizedLeaves(rule, quantizer, levels, layouts, keep_float32)
+    leaves = _QuantizedLeaves(rule, quantizer, levels, layouts, keep_float32)
     return dataclasses.replace(
-        rule, init=own.init, update=own.update, layouts=own.layouts_of
+        rule, init=leaves.init, update=leaves.update, layouts=leaves.layouts_of
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class _QuantizedLeaves:
-    """Arithmetic of `quantized`, whose arguments the attributes are."""
+    """Functions of the returned rule; attributes are the arguments of `quantized`."""
 
     rule: LeafRule
     quantizer: Quantizer
@@ -248,7 +250,7 @@ class _QuantizedLeaves:
 
     def layouts_of(self, params: PyTree, grads: Sequence[Any]) -> list[Any]:
         """Returns for each leaf its layout, and whether it is quantized."""
-        reason = "a scale is that of a whole block"
+        reason = "each scale is computed from a whole block"
         check_whole(self.rule.name, params, grads, reason)
         found = jax.tree.leaves(resolve_layouts(self.layouts, params))
         skips = self.quantizer.skips_embeddings
@@ -262,16 +264,16 @@ class _QuantizedLeaves:
 
     def init(self, p: jax.Array, layout: Any) -> Moments:
         """Returns the moments of a leaf before the first update."""
-        in_torch, is_quantized = layout
+        torch_layout, is_quantized = layout
         plain = dataclasses.replace(self.rule, layouts=None)
         if not is_quantized:
             return plain.init_leaf(p, None)
 
         def stored(p: jax.Array) -> Moments:
-            moments = plain.init_leaf(p, None)
+            moments, empty = plain.init_leaf(p, None), self.quantizer.empty
             return tuple(
-                moment if own is None else self.quantizer.empty(moment, own, in_torch)
-                for moment, own in zip(moments, self.levels, strict=True)
+                moment if levels is None else empty(moment, levels, torch_layout)
+                for moment, levels in zip(moments, self.levels, strict=True)
             )
 
         shapes = jax.eval_shape(stored, jax.ShapeDtypeStruct(p.shape, p.dtype))
@@ -303,8 +305,8 @@ class _QuantizedLeaves:
         arguments = leaf.param, leaf.grad, scalars, moments
         if sharding is None:
             return of_arrays(*arguments)
-        # Blocks are not aligned with shards. On explicit mesh axes the compiler
-        # nevertheless chooses the shardings in between.
+        # Blocks are not aligned with shards: with `auto_axes` the compiler chooses the
+        # shardings of intermediate results, also on explicit mesh axes.
         shardings = jax.tree.map(
             lambda x: _sharding_of(x, leaf.param, sharding), (leaf.param, *moments)
         )
@@ -315,15 +317,15 @@ class _QuantizedLeaves:
     def _update_quantized(
         self, leaf: Leaf, layout: TorchLayout, scalars: Any, moments: Moments
     ) -> Moments:
-        quantizer, levels = self.quantizer, self.levels
+        quantizer = self.quantizer
 
         def updated(leaf: Leaf, old: Moments, *, look_up: bool = False) -> Moments:
             shape = leaf.param.shape
             decoded = tuple(
                 moment
-                if own is None
-                else quantizer.decode(moment, own, layout, shape, look_up=look_up)
-                for moment, own in zip(old, levels, strict=True)
+                if levels is None
+                else quantizer.decode(moment, levels, layout, shape, look_up=look_up)
+                for moment, levels in zip(old, self.levels, strict=True)
             )
             return self.rule.update(leaf, scalars, decoded)
 
@@ -331,25 +333,28 @@ class _QuantizedLeaves:
         # it writes the new codes to the memory of the old ones.
         _, *new = updated(leaf, moments, look_up=True)
         scales = [
-            None if own is None else quantizer.scales(moment, layout)
-            for moment, own in zip(new, levels, strict=True)
+            None if levels is None else quantizer.scales(moment, layout)
+            for moment, levels in zip(new, self.levels, strict=True)
         ]
-        # The update is computed a second time, once the scales are known, and from
-        # codes and a gradient that only look different. XLA would otherwise compute it
-        # once and write the new moments to memory in float32, which costs more than
-        # reading codes and gradient again; products in common would be rounded in some
-        # programs and fused with a sum in others. A barrier around the codes would copy
-        # them, and one around the gradient would write it to memory after clipping.
+        # The update is computed twice: first for the scales, then for the codes. The
+        # second time, codes and gradient are combined with a zero that XLA does not
+        # know. XLA would otherwise keep the new moments in memory in float32, which
+        # costs more than reading codes and gradient again, and a product that
+        # both share would be rounded in one program and fused with a sum in another.
+        # Barriers around codes and gradient would copy the codes, and write the clipped
+        # gradient to memory.
         zero, scales = jax.lax.optimization_barrier((np.uint8(0), scales))
         leaf = leaf._replace(grad=prevent_fma(leaf.grad, zero.astype(jnp.int32)))
         moments = tuple(
-            moment if own is None else moment._replace(codes=moment.codes ^ zero)
-            for moment, own in zip(moments, levels, strict=True)
+            moment if levels is None else moment._replace(codes=moment.codes ^ zero)
+            for moment, levels in zip(moments, self.levels, strict=True)
         )
         new_param, *new = updated(leaf, moments)
         return new_param, *(
-            moment if own is None else quantizer.encode(moment, scale, own, layout)
-            for moment, scale, own in zip(new, scales, levels, strict=True)
+            moment
+            if levels is None
+            else quantizer.encode(moment, scale, levels, layout)
+            for moment, scale, levels in zip(new, scales, self.levels, strict=True)
         )
 
 
@@ -358,7 +363,8 @@ def _sharding_of(
 ) -> NamedSharding:
     """Returns the sharding of codes or scales on explicit mesh axes.
 
-    It is the leaf's where the shape divides, and else replicated.
+    An axis is sharded like that of the leaf if its size is a multiple of the number of
+    shards, else replicated. All are replicated if the leaf has more or fewer axes.
     """
     if moment.ndim != param.ndim:
         return NamedSharding(of_param.mesh, PartitionSpec())

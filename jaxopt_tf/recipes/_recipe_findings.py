@@ -21,8 +21,8 @@ _DECAY_ERROR = 0.05
 # bfloat16 has 8 significant bits: a change below 2^-9 of the number, half the spacing
 # just below a power of two, is always rounded away.
 _HALF_UNIT_BF16 = 2.0**-9
-# Typical RMS of the elements of a matrix: GPT-2 is initialized with it, and most other
-# models with similar values.
+# Typical RMS of the elements of a matrix: GPT-2 is initialized with this RMS, and most
+# other models with similar values.
 _USUAL_RMS = 0.02
 
 
@@ -87,15 +87,16 @@ def _metric_driven(recipe: Recipe) -> Iterator[Finding]:
             reason="the metric is a loss by default: the rate would fall with the loss",
             fix="Remove `mode`, or select a metric that should increase",
         )
-    # The defaults of Transformers: `GreedyLR` has `min_lr` 1e-3 and `max_lr` 1. It
-    # computes max(rate * factor, min_lr), which raises a rate below `min_lr`.
+    # The defaults of Transformers: `GreedyLR` has `min_lr` 1e-3 and `max_lr` 1, and
+    # computes max(rate * factor, min_lr), which it applies only if that is lower than
+    # the rate. A rate below `min_lr` is therefore never reduced.
     lowest = options.get("min_lr", 1e-3 if is_greedy else 0.0)
     if rate < lowest:
         yield Finding(
             problem=f"`min_lr` of {name!r} is {lowest:g}, above `learning_rate` "
             f"{rate:g}",
-            reason="the rate can only rise, and each reduction counts as one at "
-            "`min_lr`"
+            reason="the rate can only rise: a reduction does not change it, but counts "
+            "towards the reset of the schedule"
             if is_greedy
             else "the rate can never be reduced",
             fix=f"Set `min_lr` below the rate, to {rate / 100:g} for example",
@@ -133,10 +134,9 @@ def _averages(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(
             problem=f"`lr_scheduler_type` is {recipe.lr_scheduler_type!r} with "
             f"{recipe.optim!r}",
-            reason="its average takes the place of a decay of the rate, and the warmup "
-            "of the schedule is multiplied by that of the optimizer"
-            if has_own_warmup
-            else "its average takes the place of a decay of the rate",
+            reason="the average of the optimizer takes the place of a decay of the rate"
+            + ", and the warmups of schedule and optimizer are multiplied"
+            * has_own_warmup,
             fix="Use 'constant'"
             + ", with which `warmup_steps` apply once" * has_own_warmup,
         )
@@ -147,7 +147,7 @@ def _averages(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(
             problem=f"`ema_decay` is {recipe.ema_decay:g} in a run of "
             f"{recipe.max_steps} steps",
-            reason=f"{first_weight:.0%} of the mean at its end are the parameters "
+            reason=f"{first_weight:.0%} of the mean at the end are the parameters "
             "after the first step",
             fix=f"Use at most {0.1 ** (1 / recipe.max_steps):.4g}",
         )
@@ -247,7 +247,7 @@ def params_findings(
     if stacked and recipe.optim == "muon":
         yield Finding(
             problem=f"{len(stacked)} kernels have 3 axes, {stacked[0]!r} the first",
-            reason="Muon updates matrices only, and AdamW updates these",
+            reason="Muon updates matrices only, so these kernels are updated by AdamW",
             fix="Pass their layouts in torch to `build_optimizer(layouts={...})`",
         )
     if stacked and recipe.optim == "adafactor":
@@ -279,8 +279,8 @@ def _decayed_by_accident(
         yield Finding(
             problem=f"{rule!r:.60} decays {len(extra)} biases or norms, {extra[0]!r} "
             "the first",
-            reason="its patterns do not match them, or it is based on torch's types "
-            "only",
+            reason="the patterns of the rule do not match them, or the rule excludes "
+            "layers only by their class in torch",
             fix="Use `decay_rule='default'`, or pass their paths as `layer_norms`",
         )
 

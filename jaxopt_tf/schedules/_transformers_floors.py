@@ -104,7 +104,7 @@ def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
     else:
         _checks.fraction("warmup_lr_rate", warmup_lr_rate)
         rise = warmup(linear, max(1, W - 1), warmup_lr_rate)
-    # The phase has W steps, also if the length of its curve differs (W = 0, 1).
+    # `max` and `shift` give `rise` another length than that of the phase, W.
     return join(learning_rate, rise._replace(num_steps=W), wave)
 
 
@@ -168,8 +168,8 @@ def get_wsd_schedule(
     _checks.one_of("decay_type", decay_type, _WSD_CURVES)
     _checks.fraction("min_lr_ratio", min_lr_ratio)
     _checks.non_negative("num_cycles", num_cycles)
-    # Only the cosine has `num_cycles` in Transformers. The lengths of phases are set in
-    # `join`, since they can differ from those of the curves, which are at least 1.
+    # Only the cosine has `num_cycles` in Transformers. `cycles` needs one step or more:
+    # `_replace` below sets the length of the phase, D, which may be 0.
     if decay_type == "cosine":
         down = cycles(cosine, max(1, D), num_cycles, min_lr_ratio)
     else:
@@ -177,9 +177,10 @@ def get_wsd_schedule(
     return join(
         learning_rate,
         warmup(_WSD_CURVES[warmup_type], W, min_lr_ratio),
-        constant(0)._replace(num_steps=S),  # S may be negative: see the docstring
+        # S may be negative: see the docstring.
+        constant(num_steps=0)._replace(num_steps=S),
         down._replace(num_steps=D),
-        constant(0, min_lr_ratio),
+        constant(num_steps=0, level=min_lr_ratio),
     )
 
 

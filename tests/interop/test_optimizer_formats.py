@@ -47,7 +47,7 @@ def run():
 @pytest.mark.parametrize("name", optimizer_files.FILES)
 def test_files_of_other_optimizers_are_refused_by_name(run, name):
     whose = optimizer_files.FILES[name][0]
-    with pytest.raises(ValueError, match=f"must be that of AdamW, SGD, .*{whose}"):
+    with pytest.raises(ValueError, match=f"must be that of torch.*{whose}"):
         run.read(optimizer_files.state_dict(name))
 
 
@@ -228,7 +228,7 @@ def test_a_name_may_be_that_of_a_tied_tensor():
 
 
 def test_a_state_dict_in_another_dict_is_found(run):
-    with pytest.raises(ValueError, match="Pass its value of 'optimizer'"):
+    with pytest.raises(ValueError, match=r"Pass `state_dict\['optimizer'\]`"):
         run.read({"model": {}, "optimizer": run.state_dict()})
 
 

@@ -274,7 +274,7 @@ def test_a_single_number_cannot_be_split():
 def test_what_is_no_transposition_must_be_declared():
     module = torch.nn.Sequential(torch.nn.ConvTranspose2d(2, 3, 2, bias=False))
     params = torch_models.flax_tree({"0.kernel": np.zeros([2, 2, 2, 3])})
-    with pytest.raises(ValueError, match="ConvTranspose2d is not a transposed leaf"):
+    with pytest.raises(ValueError, match="ConvTranspose2d have reversed spatial axes"):
         match_names(params, torch_model_from_module(module))
     shape = shapes(a__kernel=[4, 2, 2])
     ambiguous = torch_model_from_shapes({"a.weight": [4, 4]})

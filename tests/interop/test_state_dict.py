@@ -276,7 +276,7 @@ OTHERS = {
         "state": {0: {"exp_avg": 1, "exp_avg_sq": 1, "max_exp_avg_sq": 1}},
         "param_groups": [{"params": [0]}],
     },
-    "must be that of AdamW, SGD, Adagrad or RMSprop of torch or": {
+    "must be that of torch's AdamW, SGD, Adagrad or RMSprop, Transformers'": {
         "state": {0: {"momentum_buffer": 1}},
         "param_groups": [{"params": [0]}],
     },

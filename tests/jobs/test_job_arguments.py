@@ -27,16 +27,16 @@ OURS = {
 }
 
 
-def of_kind(*kinds):
+def with_effect(*effects):
     return {
         name: field
         for name, field in TRAINING_ARGUMENTS.items()
-        if field.kind in kinds and name not in OURS
+        if field.effect in effects and name not in OURS
     }
 
 
-IGNORED, TRANSLATED = of_kind("ignored"), of_kind("translated")
-REFUSED = of_kind("refused", "non_optimizer", "devices")
+IGNORED, TRANSLATED = with_effect("ignored"), with_effect("translated")
+REFUSED = with_effect("refused", "non_optimizer", "devices")
 
 
 def taken(raw, **typed):
@@ -340,7 +340,7 @@ def test_the_order_of_the_text_has_the_one_seed():
     assert taken({"seed": 3, "data_seed": 3})[0].seed == 3
     assert taken({"data_seed": 3}, seed=3)[0].seed == 3
     (sentence,) = refused({"seed": 3, "data_seed": 4})
-    assert "`data_seed` 4: `seed`, which is 3" in sentence
+    assert "`data_seed` 4: the text is shuffled with `seed`, which is 3" in sentence
 
 
 def test_how_batches_are_cut_is_refused_where_it_is_otherwise():

@@ -231,6 +231,19 @@ def test_finds_what_is_wrong_with_the_numbers(settings, words):
     assert words in said(Recipe(**{**vars(RECIPE), **settings}))
 
 
+def test_a_greedy_rate_below_the_minimum_is_not_reduced():
+    settings = {"lr_scheduler_type": "greedy", "warmup_steps": 0, "learning_rate": 5e-5}
+    recipe = dataclasses.replace(RECIPE, **settings)
+    (finding,) = doctor(recipe).findings
+    assert "only rise: a reduction does not change it" in finding.reason
+    schedule = build_schedule(recipe)
+    first = state = schedule.init()
+    for metric in range(30):
+        state = schedule.update(state, float(metric))
+    assert state.learning_rate == 5e-5
+    assert state.reset_left < first.reset_left
+
+
 def test_finds_what_the_parameters_are_too_coarse_for():
     low = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.bfloat16), PARAMS)
     recipe = Recipe(max_steps=100, learning_rate=1e-5, weight_decay=0.1)
