@@ -288,5 +288,5 @@ def test_unknown_settings_are_refused():
     run = Run("sgd").step(1)
     saved = run.torch.state_dict()
     saved["param_groups"][0]["trust_coefficient"] = 0.001
-    with pytest.raises(ValueError, match="If .*trust_coefficient.* do not change the updates"):
+    with pytest.raises(ValueError, match="If .*trust_coefficient.* do not change"):
         run.read(saved=saved)
