@@ -17,8 +17,7 @@ class Plan(RunFlags):
 
     The devices need not be present.
 
-    If no compiler for these devices is installed, only the memory that follows from
-    shapes is computed.
+    Without a compiler for these devices, only memory is computed, from shapes.
 
     Example:
       jaxopt-tf plan --preset gpt2 --devices v5e:4x4 --mesh data=4,fsdp=4
