@@ -4,7 +4,7 @@ The first three have synthetic texts or scikit-learn's digits. `reviews` and
 `descriptions` have real texts, and models with their default dropout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,32 +48,14 @@ def bert(work: Path, **sizes: Any) -> Task:
             ),
         }
 
-    def examples(rows: list[Any]) -> list[Any]:
-        names = ["negative", "positive"]
-        return [
-            {
-                **tokenizer(
-                    row["sentence"], truncation=True, max_length=runs.MAX_LENGTH
-                ),
-                "label": names.index(row["label"]),
-            }
-            for row in rows
-        ]
-
-    common = {"metric_for_best_model": "f1", "learning_rate": 5e-4}
-    return Task(
-        name="BERT",
-        folder=folder,
-        files=_files(work, train, evaluation),
-        settings={**common, "max_length": runs.MAX_LENGTH},
-        arguments=common,
-        parts=lambda: {
-            "train_dataset": examples(train),
-            "eval_dataset": examples(evaluation),
-            "compute_metrics": metrics,
-            "processing_class": tokenizer,
-        },
-        auto_class="AutoModelForSequenceClassification",
+    return _classification(
+        work,
+        train,
+        evaluation,
+        tokenizer=tokenizer,
+        label_of=lambda row: ["negative", "positive"].index(row["label"]),
+        metrics=metrics,
+        common={"metric_for_best_model": "f1", "learning_rate": 5e-4},
     )
 
 
@@ -288,35 +270,55 @@ def reviews(work: Path, rows: list[Any], label: str) -> Task:
     def value(row: Any) -> Any:
         return row[label] if is_regression else int(row[label] == "positive")
 
+    return _classification(
+        work,
+        train,
+        evaluation,
+        tokenizer=tokenizer,
+        label_of=value,
+        metrics=metrics,
+        common={
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 32,
+            "per_device_eval_batch_size": 32,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 5e-4,
+            "logging_steps": 50,
+        },
+        label_column=label,
+        text_column="sentence",
+    )
+
+
+def _classification(
+    work: Path,
+    train: list[Any],
+    evaluation: list[Any],
+    *,
+    tokenizer: Any,
+    label_of: Callable[[Any], Any],
+    metrics: Callable[[Any], dict[str, float]],
+    common: dict[str, Any],
+    **settings: Any,
+) -> Task:
+    """Returns the task of the BERT in `work`, with reviews as Trainer reads them."""
+
     def examples(rows: list[Any]) -> list[Any]:
         return [
             {
                 **tokenizer(
                     row["sentence"], truncation=True, max_length=runs.MAX_LENGTH
                 ),
-                "label": value(row),
+                "label": label_of(row),
             }
             for row in rows
         ]
 
-    common = {
-        "num_train_epochs": 3,
-        "per_device_train_batch_size": 32,
-        "per_device_eval_batch_size": 32,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 5e-4,
-        "logging_steps": 50,
-    }
     return Task(
         name="BERT",
-        folder=folder,
+        folder=work / "bert",
         files=_files(work, train, evaluation),
-        settings={
-            **common,
-            "max_length": runs.MAX_LENGTH,
-            "label_column": label,
-            "text_column": "sentence",
-        },
+        settings={**common, "max_length": runs.MAX_LENGTH, **settings},
         arguments=common,
         parts=lambda: {
             "train_dataset": examples(train),

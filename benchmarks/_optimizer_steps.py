@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxopt_tf.planning import Cost, program_cost
+
 Shapes = list[tuple[int, ...]]
 
 
@@ -90,6 +92,15 @@ def compiled(optimizer: optax.GradientTransformation, shapes: Shapes, **place: A
         jax.eval_shape(optimizer.init, params),
     )
     return train_step(optimizer).lower(params, state, params).compile()
+
+
+def cost_on(
+    optimizer: optax.GradientTransformation, shapes: Shapes, device: jax.Device
+) -> Cost:
+    """Returns the cost of the compiled step on a device, which need not be present."""
+    mesh = jax.sharding.Mesh(np.array([device]), ("x",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return program_cost(compiled(optimizer, shapes, sharding=place), 1)
 
 
 def seconds_to_compile(

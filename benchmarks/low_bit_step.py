@@ -18,7 +18,6 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
 import numpy as np
 import optax
 
@@ -30,7 +29,6 @@ from jaxopt_tf.planning import (
     CompilerMissingError,
     Cost,
     named_slice,
-    program_cost,
     slice_devices,
 )
 
@@ -93,10 +91,7 @@ def _of_flax(shapes: steps.Shapes) -> dict[str, TorchLayout]:
 
 
 def _cost(optimizer: Any, shapes: steps.Shapes, device: Any) -> Cost:
-    mesh = jax.sharding.Mesh(np.array([device]), ("x",))
-    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    chain = optax.chain(clip(1.0), optimizer)
-    return program_cost(steps.compiled(chain, shapes, sharding=place), 1)
+    return steps.cost_on(optax.chain(clip(1.0), optimizer), shapes, device)
 
 
 def _time(smoke: bool) -> Row:

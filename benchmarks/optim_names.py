@@ -17,8 +17,8 @@ On CPUs bitsandbytes rounds moments of 8 bits through a table. Here it rounds th
 the nearest levels, which is the rule of its CUDA kernel. Codes are compared after the
 last step of two independent runs from equal gradients.
 
-Levels, their middles and the means are rounded as in the libraries. What is left are
-gradients, whose norm for clipping is another sum and may differ in its last bit.
+Levels, their middles and the means are rounded as in the libraries. The gradients still
+differ: their norm for clipping is another sum, and may differ in its last bit.
 """
 
 import functools

@@ -93,7 +93,7 @@ def _with_huge_pages(
 ) -> dict[str, str] | None:
     """Returns the environment to start again with; None if there is no need.
 
-    XLA allocates the temporary memory of a step on CPUs anew in each step, and glibc
+    XLA allocates the temporary memory of a step on CPUs again in each step, and glibc
     has it from the system, which clears each page of 4 KiB when it is first written.
     In a step of a BERT that is a fifth of the time. With pages of 2 MiB it is a
     twentieth. Where the mode is "always", programs need not ask for them.

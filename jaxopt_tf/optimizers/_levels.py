@@ -150,7 +150,7 @@ class Levels:
         # the previous one, and the comparison with either middle has the same result.
         part = (size * inverse - 0.1) * (1 / 0.9) * num_parts.astype(jnp.float32) - 0.5
         below = jnp.clip(part.astype(jnp.int32), 0, jnp.maximum(num_parts - 2, 0))
-        # 0 for magnitudes below 2; XLA does not know that there are no others.
+        # 0 for magnitudes below 2. XLA does not know that all magnitudes are.
         zero = jax.lax.bitcast_convert_type(size, jnp.int32) >> 30
         lower, upper = (
             prevent_fma(_centre(k, exponent) * power, zero) for k in (below, below + 1)
