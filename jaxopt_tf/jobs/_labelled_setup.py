@@ -69,16 +69,7 @@ class LabelledRun:
 
 def prepare(settings: Mapping[str, Any]) -> LabelledRun:
     """Reads the model and the data of a run; arguments as for `train_labelled`."""
-    found = labelled_settings(settings)
-    if found is None:
-        raise ValueError(
-            "`task` must be given for a model of another class in "
-            f"`model_name_or_path`, one of {', '.join(TASKS)}."
-        )
-    settings = {"decay_rule": _DECAY_RULE, **found}
-    if settings.get("max_steps") is None:
-        settings.pop("max_steps", None)
-        settings.setdefault("num_train_epochs", _EPOCHS)
+    settings = _with_defaults(settings)
     # Settings are checked as far as possible before the data are read.
     early = with_whole_intervals({"max_steps": _MAX_STEPS, **settings})
     recipe, job = records(early)
@@ -134,6 +125,21 @@ def prepare(settings: Mapping[str, Any]) -> LabelledRun:
         eval_batch_size=eval_size,
         notes=tuple(_notes(rows, examples, new_params, has_short_program)),
     )
+
+
+def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings with the task of the model, and with a number of epochs."""
+    found = labelled_settings(settings)
+    if found is None:
+        raise ValueError(
+            "`task` must be given for a model of another class in "
+            f"`model_name_or_path`, one of {', '.join(TASKS)}."
+        )
+    settings = {"decay_rule": _DECAY_RULE, **found}
+    if settings.get("max_steps") is None:
+        settings.pop("max_steps", None)
+        settings.setdefault("num_train_epochs", _EPOCHS)
+    return settings
 
 
 def labelled_model(settings: Mapping[str, Any]) -> TorchaxModel:

@@ -261,9 +261,7 @@ def _decay(
         yield "which leaves are decayed, as some have no names"
     else:
         mask = decay_mask(probe.params, rule=recipe.decay_rule, layer_norms=layer_norms)
-        decayed_by_rule = [
-            name for name, decays in _pytrees.named_leaves(mask) if decays
-        ]
+        decayed_by_rule = [name for name, x in _pytrees.named_leaves(mask) if x]
     undecayed = [name for name in decayed if name not in decayed_by_rule]
     if undecayed:
         yield Finding(
@@ -280,16 +278,21 @@ def _decay(
             "leaves",
             fix="Pass `weight_decay` to the optimizer",
         )
+    if decayed:
+        yield from _excess_of_decay(recipe, probe, max(decay_rates.values()))
+
+
+def _excess_of_decay(
+    recipe: Recipe, probe: _Probe, largest_rate: float
+) -> Iterator[Finding | str]:
+    """Finds a decay that is too large; other checks find one that rounding reduces."""
     expected = rate_at(recipe, probe.num_steps - 1) * recipe.weight_decay
-    if not decayed or expected == 0:
+    if expected == 0:
         return
     if recipe.rate_groups or ALGORITHMS[recipe.optim].is_decay_in_gradient:
         yield "the size of the decay, with rate groups or a decay in the gradient"
         return
-    # Only a decay that is too large is reported here; `recipe_findings` and
-    # `params_findings` report decays that rounding makes smaller.
-    excess = max(decay_rates.values()) / expected
-    if excess > 1.5:
+    if (excess := largest_rate / expected) > 1.5:
         yield Finding(
             problem=f"parameters are decayed by {excess:.3g} times the product of "
             "learning rate and `weight_decay`",
