@@ -138,8 +138,13 @@ def optimizer_arrays(checkpoint: Path) -> Iterator[tuple[str, np.ndarray]]:
         inner = [value for value in entry.values() if isinstance(value, dict)]
         for name, value in itertools.chain(*(node.items() for node in (entry, *inner))):
             # `RMS` of Adafactor is that of the parameter before or after the update.
-            if name != "RMS" and value is not None and not isinstance(value, dict):
+            if name == "RMS" or value is None or isinstance(value, dict):
+                continue
+            if not hasattr(value, "codes"):
                 yield f"{index}.{name}", np.asarray(value)
+                continue
+            for part in ("codes", "scale", "qmap"):  # of a tensor of torchao
+                yield f"{index}.{name}.{part}", np.asarray(getattr(value, part))
     for index, group in enumerate(saved["param_groups"]):
         for name, value in group.items():
             if name not in ("params", "param_names") and value is not None:

@@ -380,6 +380,12 @@ def same_bits(a: Any, b: Any) -> bool:
         # `RMS` of Adafactor is that of the parameter before or after the last update.
         keys = b.keys() - {"RMS"}
         return a.keys() == b.keys() and all(same_bits(a[k], b[k]) for k in keys)
+    if hasattr(b, "codes"):  # a tensor of torchao
+        parts = ("codes", "scale", "qmap", "signed", "shape", "dtype")
+        same_type = type(a) is type(b)
+        return same_type and all(
+            same_bits(getattr(a, part), getattr(b, part)) for part in parts
+        )
     if hasattr(b, "numpy") and hasattr(a, "numpy"):
         return a.dtype == b.dtype and bool((a == b).all())
     return bool(a == b)

@@ -101,8 +101,8 @@ CASES = (
     ),
     Case(("schedule_free_radam",), _FREE),
     Case(("schedule_free_sgd",), _FREE, 0.05, lr_scheduler_type="constant"),
-    Case(("adamw_torch_8bit",), "torchao", 3e-4, is_converted=False),
-    Case(("adamw_torch_4bit",), "torchao", 3e-4, is_converted=False),
+    Case(("adamw_torch_8bit",), "torchao", 3e-4),
+    Case(("adamw_torch_4bit",), "torchao", 3e-4),
     Case(("lomo",), "lomo-optim", 0.02, is_converted=False),
     Case(("adalomo",), "lomo-optim", is_converted=False),
 )

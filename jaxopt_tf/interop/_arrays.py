@@ -24,7 +24,7 @@ def check_tensor(value: Any, name: str) -> None:
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         found, remedy = type(value).__name__, "Save it as a plain torch.Tensor."
         if found.startswith("OptimState"):
-            found += " of torchao, whose states are not converted"
+            found += " of torchao, which is not converted here"
             remedy = "Remove optimizer.pt, and pass it as `without` for new moments."
         raise ValueError(f"{name} must be a tensor, got {found}. {remedy}")
     if value.layout != torch.strided or value.dtype not in dtypes or value.is_meta:

@@ -67,6 +67,7 @@ _BITSANDBYTES_ADEMAMIX = {
 _BITSANDBYTES_LION = {
     *("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit")
 }
+TORCHAO_ADAMW = {"adamw_torch_8bit", "adamw_torch_4bit"}
 _BITSANDBYTES_RMSPROP = {*("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit")}
 
 
@@ -77,7 +78,8 @@ def group_settings(recipe: Recipe) -> dict[str, Any]:
         ValueError: if the state of the recipe's optimizer is not converted.
 
     Source: transformers 5.23 `trainer_optimizer.py`; torch 2.13 `optim/`; bitsandbytes
-        0.50.2 `optim/`; torch-optimi 0.3.3 `stableadamw.py`.
+        0.50.2 `optim/`; torchao 0.18 `optim/adam.py`; torch-optimi 0.3.3
+        `stableadamw.py`.
     """
     of_adam = {
         "betas": (float(recipe.adam_beta1), float(recipe.adam_beta2)),
@@ -90,6 +92,8 @@ def group_settings(recipe: Recipe) -> dict[str, Any]:
         return {**_TORCH_SETTINGS[recipe.optim], **_optim_args(recipe)}
     if recipe.optim in _BITSANDBYTES_ADAMW:
         return {**BITSANDBYTES_SETTINGS, **of_adam}
+    if recipe.optim in TORCHAO_ADAMW:
+        return {**of_adam, "amsgrad": False}
     if recipe.optim in _BITSANDBYTES_ADEMAMIX:
         return _ademamix_settings(recipe)
     if recipe.optim in _BITSANDBYTES_LION:
@@ -104,7 +108,7 @@ def group_settings(recipe: Recipe) -> dict[str, Any]:
         return dict(ADAFACTOR_SETTINGS)
     raise ValueError(
         "`recipe` must have AdamW, SGD, Adagrad or RMSprop of torch, an optimizer of "
-        "bitsandbytes, Adafactor, StableAdamW or a schedule-free optimizer for "
+        "bitsandbytes or torchao, Adafactor, StableAdamW or a schedule-free one for "
         f"`optim`, got {recipe.optim!r}, whose state cannot be converted."
     )
 
@@ -142,6 +146,22 @@ def _stable_adamw_settings(recipe: Recipe) -> dict[str, Any]:
     if settings["decouple_lr"] and settings["max_lr"] is None:
         settings["max_lr"] = float(recipe.learning_rate)
     return settings
+
+
+def torchao_group(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a group of torchao, whose rates are tensors.
+
+    torchao raises an error for a rate that is a number, and the schedule writes its
+    rates into the tensor.
+
+    Source: torchao 0.18 `optim/adam.py`, `_AdamBase`.
+    """
+    rates = {
+        key: as_tensor(np.array(float(settings[key]), np.float32))
+        for key in ("lr", "initial_lr")
+        if key in settings
+    }
+    return {"amsgrad": False, **settings, **rates}
 
 
 def stable_adamw_group(

@@ -24,6 +24,7 @@ from ..optimizers import (
     ScheduleFreeState,
     SGDState,
     StableAdamWState,
+    TorchaoMoment,
     TorchLayout,
     resolve_layouts,
 )
@@ -75,7 +76,7 @@ class NodeMoments:
 
         Raises:
             ValueError: if a leaf's row and column means, or its blocks, are not those
-                of torch, or if its moments are those of torchao.
+                of torch.
         """
         keys = KEYS_BY_STATE[type(node)]
         treedef: Any = jax.tree.structure(params)
@@ -87,11 +88,16 @@ class NodeMoments:
             field: treedef.flatten_up_to(getattr(node, field)) for field in keys
         }
         self._is_adafactor = isinstance(node, AdafactorState)
-        self.is_quantized = any(
-            isinstance(m, QuantizedMoment) for ms in self._columns.values() for m in ms
-        )
+        quantized = [
+            m
+            for moments in self._columns.values()
+            for m in moments
+            if isinstance(m, QuantizedMoment)
+        ]
+        self.is_of_torchao = any(isinstance(m, TorchaoMoment) for m in quantized)
+        self.is_of_bitsandbytes = bool(quantized) and not self.is_of_torchao
         leaf_layouts: list[Any] = [None] * treedef.num_leaves
-        if self._is_adafactor or self.is_quantized:
+        if self._is_adafactor or quantized:
             leaf_layouts = treedef.flatten_up_to(resolve_layouts(layouts, params))
         # SGD without momentum updates all leaves.
         self._has_no_moments = isinstance(node, SGDState) and not jax.tree.leaves(
@@ -111,7 +117,7 @@ class NodeMoments:
             self._moments[name] = moments
             for moment in moments.values():
                 if isinstance(moment.array, QuantizedMoment):
-                    check_quantized(name, p.shape, moment.array, layout, slices)
+                    check_quantized(name, p.shape, layout, slices)
             if not moments or not self._is_adafactor:
                 continue
             # All layers of a stack are checked. They have the same keys, because a leaf
@@ -151,14 +157,14 @@ class NodeMoments:
                 check_uncompensated(leaf, entries)
             keys = [moment.key for moment in moments.values()]
             check_no_more_keys(leaf, self._node, keys, entries.values())
-            is_quantized = [
-                isinstance(m.array, QuantizedMoment) for m in moments.values()
-            ]
-            check_same_bits(leaf, any(is_quantized), tensors, state)
+            shape = tuple(self._params[leaf].shape)
+            arrays = [moment.array for moment in moments.values()]
+            check_same_bits(leaf, shape, arrays, tensors, state)
             for field, (key, like, slices, layout) in moments.items():
                 if isinstance(like, QuantizedMoment):
-                    new = quantized_from_torch(key, like, layout, slices, state)
-                    columns[field][i] = new
+                    columns[field][i] = quantized_from_torch(
+                        key, like, shape, layout, slices, state
+                    )
                     continue
                 tensor: Any = partial(state.moment, key=key, dtype=like.dtype)
                 if key == "z":
@@ -212,15 +218,16 @@ class NodeMoments:
         numbers = sorted(
             {state.group_by_name[n] for n in names if n in state.group_by_name}
         )
-        rates = {number: state.groups[number].get("lr") for number in numbers}
+        found = {number: state.groups[number].get("lr") for number in numbers}
+        # A rate may be a tensor, which a set compares by its identity.
+        rates = {k: None if rate is None else float(rate) for k, rate in found.items()}
         if len(set(rates.values())) > 1:
             raise ValueError(
                 "`state_dict` must have one `lr` for all groups of one optimizer, got "
                 f"{rates} by group. Build one optimizer for each rate with "
                 "`optax.multi_transform`."
             )
-        rate = next(iter(rates.values()), None)
-        return None if rate is None else float(rate)
+        return next(iter(rates.values()), None)
 
     def _tensors(self, leaves: Collection[str]) -> list[str]:
         return [s.torch_name for s in self._names.slices if s.leaf in leaves]
@@ -282,7 +289,11 @@ class NodeMoments:
                 parts = [self._moments[found.leaf][field] for found in slices]
                 if isinstance(moment.array, QuantizedMoment):
                     entry[moment.key] = quantized_to_torch(
-                        moment.key, moment.array, moment.layout, slices[0]
+                        moment.key,
+                        moment.array,
+                        self._params[leaf],
+                        moment.layout,
+                        slices[0],
                     )
                     continue
                 arrays = {

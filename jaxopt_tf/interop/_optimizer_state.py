@@ -14,7 +14,7 @@ from ..optimizers import (
     StableAdamWState,
     averaging_states,
 )
-from ._group_settings import stable_adamw_group
+from ._group_settings import stable_adamw_group, torchao_group
 from ._moments import Layouts, NodeMoments
 from ._param_groups import NEWEST_RULE, DecayRule, Groups, resolve_groups
 from ._param_names import ParamNames
@@ -39,8 +39,9 @@ def opt_state_from_torch(
     Moments are transposed, reshaped and stacked in the same way as their parameters;
     for Adafactor's row and column means, this applies to their remaining axes. Moments
     in bfloat16 or float16 are converted to the dtype of `opt_state`. Codes of 8 bits
-    and the scales of their blocks, in files of bitsandbytes, are copied to a state of
-    `adamw_8bit_tf` or another optimizer of 8 bits, which must quantize the same leaves.
+    and the scales of their blocks, in files of bitsandbytes and torchao, are copied to
+    a state of `adamw_8bit_tf` or another optimizer of 8 bits, which must quantize the
+    same leaves; those of 4 bits, in files of torchao, to one of `adamw_4bit_tf`.
     Files of torch's SGD, Adagrad and RMSprop, of bitsandbytes' AdamW, Lion, RMSprop and
     AdEMAMix, of torch-optimi's StableAdamW and of Transformers' Adafactor are read like
     those of AdamW. A parameter without an entry, which never had a gradient, has
@@ -81,8 +82,8 @@ def opt_state_from_torch(
     Raises:
         ValueError: if the state dict is of another optimizer or format; if groups,
             indices or shapes do not match; if moments have no `step`; if a leaf would
-            need two counts, or a wider dtype than it has; or if its moments are float32
-            on one side and of 8 bits on the other, or have other levels or blocks.
+            need two counts, or a wider dtype than it has; or if its moments have other
+            numbers of bits, levels or blocks here than in the file.
 
     Source: torch 2.13 `optim/optimizer.py`, `Optimizer.load_state_dict`; transformers
         5.23 `trainer.py`, `Trainer.create_optimizer`.
@@ -138,16 +139,17 @@ def torch_from_opt_state(
     Args:
         opt_state: the state of an optimizer that contains `adamw_tf`, `adafactor_tf`,
             `sgd_tf`, `adagrad_tf`, `lion_tf`, `rmsprop_tf`, `ademamix_tf`,
-            `stable_adamw_tf`, a form of these with 8 bits as in bitsandbytes, or a
-            schedule-free optimizer.
+            `stable_adamw_tf`, a form of these with 8 or 4 bits, or a schedule-free
+            optimizer.
         params: parameters of `opt_state`.
         names: names of torch's parameters, with the leaf of each.
         param_groups: settings of each group (`lr`, `weight_decay` and others), as in
             `param_groups` of a state dict. torch uses them in place of the settings
             that its optimizer was built with. `params` of a group is not read. If a
-            group has `t_alpha`, if moments have 8 bits, for Lion and AdEMAMix, and for
-            RMSprop without `centered` in the groups, the state dict is that of
-            bitsandbytes (0.49.2 and later). For schedulefree, `k`, `weight_sum` and
+            group has `t_alpha`, if moments have 8 bits as in bitsandbytes, for Lion and
+            AdEMAMix, and for RMSprop without `centered` in the groups, the state dict
+            is that of bitsandbytes (0.49.2 and later). If moments are those of torchao,
+            rates of the groups are tensors. For schedulefree, `k`, `weight_sum` and
             `lr_max` of each group come from the state, and `train_mode` is True,
             because `params` are those of training.
         groups: names of the parameters of each group, in the order in which they are
@@ -164,11 +166,14 @@ def torch_from_opt_state(
         from it can be read by `torch.load(weights_only=True)`. The groups have
         `param_names`, which torch preserves, so that the file can be read again without
         another source of names. A parameter that was never updated has no entry.
+        Moments of torchao are instances of its classes if torchao is imported.
+        Otherwise `load_torch`, `save_torch` and `opt_state_from_torch` accept them, but
+        not `torch.save` and the optimizer itself.
 
     Raises:
         ValueError: if `opt_state` contains no state that is converted, if its moments
-            are those of torchao or have other blocks than torch's tensors, or if groups
-            do not match the parameters.
+            have other blocks than torch's tensors, or if groups do not match the
+            parameters or the moments.
 
     Source: torch 2.13 `optim/optimizer.py`, `Optimizer.state_dict`; `optim/adam.py`;
         transformers 5.23 `optimization.py`, `Adafactor`.
@@ -177,15 +182,21 @@ def torch_from_opt_state(
     nodes = [NodeMoments(n, params, names, layouts) for n in _nodes(opt_state)]
     kinds = {type(node) for node in _nodes(opt_state)}
     # Groups of bitsandbytes have the settings of AdEMAMix.
-    is_quantized = any(node.is_quantized for node in nodes)
+    is_of_bitsandbytes = any(node.is_of_bitsandbytes for node in nodes)
+    is_of_torchao = any(node.is_of_torchao for node in nodes)
     is_of_torch = any("centered" in settings for settings in param_groups)
-    if is_quantized and is_of_torch:
+    if is_of_torchao and any("t_alpha" in settings for settings in param_groups):
+        raise ValueError(
+            "`param_groups` must be those of torchao for its moments, got groups of "
+            "bitsandbytes. Remove `alpha`, `t_alpha` and `t_beta3`."
+        )
+    if is_of_bitsandbytes and is_of_torch:
         raise ValueError(
             "`param_groups` must be those of bitsandbytes for moments of 8 bits, got "
             "groups of torch's RMSprop. Pass `betas` as (alpha, 0)."
         )
     for_bitsandbytes = (
-        is_quantized
+        is_of_bitsandbytes
         or bool(kinds & {AdEMAMixState, LionState})
         or (RMSpropState in kinds and not is_of_torch)
         or any("t_alpha" in settings for settings in param_groups)
@@ -207,6 +218,8 @@ def torch_from_opt_state(
         for averaging_state in averaging_states(opt_state):
             if isinstance(averaging_state, ScheduleFreeState):
                 hyperparams |= group_numbers(averaging_state, settings, last_rate)
+        if is_of_torchao:
+            hyperparams = torchao_group(hyperparams)
         if StableAdamWState in kinds:
             group_entries = [entries.get(name) for name in group]
             hyperparams = stable_adamw_group(hyperparams, group_entries)

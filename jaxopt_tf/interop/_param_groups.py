@@ -9,7 +9,7 @@ import numpy as np
 from .. import _checks
 from ..optimizers import TRAINER_DECAY_RULES, LayerNorms, decay_mask
 from ..recipes import METRIC_DRIVEN, Recipe
-from ._group_settings import group_settings
+from ._group_settings import TORCHAO_ADAMW, group_settings, torchao_group
 from ._param_names import ParamNames
 from ._schedule_free import RUNNING
 
@@ -76,6 +76,8 @@ def param_groups_from_recipe(
     # drives do not.
     if recipe.lr_scheduler_type not in METRIC_DRIVEN:
         settings["initial_lr"] = float(recipe.learning_rate)
+    if recipe.optim in TORCHAO_ADAMW:
+        settings = torchao_group(settings)
     return {**settings, "weight_decay": float(recipe.weight_decay)}, settings
 
 

@@ -29,6 +29,8 @@ _RECORDS = {
     "transformers.trainer_pt_utils": "AcceleratorConfig",
     "accelerate.state": "PartialState AcceleratorState",
 }
+# Functions that only tensors of subclasses need, such as those of torchao.
+_OF_SUBCLASSES = {("torch.serialization", "_get_layout"), ("torch", "Size")}
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
 # Packages whose names are refused, except the names in `_ENUMS`, `_RECORDS` and
 # `_CONTAINERS`. `__builtin__` is Python 2's name of `builtins`; pickles of protocol 2,
@@ -120,6 +122,11 @@ class _StorageUnpickler(_InertUnpickler):
         # and its storage as a persistent id ("storage", type, key, device, size).
         if module == "torch._utils" and name.startswith("_rebuild_"):
             return lambda storage, *_: storage
+        # A tensor of torchao is a class and a dict of tensors.
+        if (module, name) == ("torch._tensor", "_rebuild_from_type_v2"):
+            return lambda function, kind, arguments, attributes: attributes
+        if (module, name) in _OF_SUBCLASSES:
+            return lambda *arguments: arguments
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
             return name
         if (module, name) == ("collections", "OrderedDict"):

@@ -21,7 +21,9 @@ from ..schedules import (
     PlateauState,
     greedy,
 )
+from ._arrays import as_tensor
 from ._extras import import_extra
+from ._group_settings import TORCHAO_ADAMW
 from ._trainer_folder import SCHEDULER, STATE
 
 # Relative tolerance between the rate in a file and the rate of the recipe's schedule.
@@ -187,7 +189,11 @@ def torch_from_schedule_step(step: int, recipe: Recipe) -> dict[str, Any]:
     transformers = import_extra("transformers")
 
     step = _checks.step_count("step", step)
-    base = float(recipe.learning_rate)
+    base: Any = float(recipe.learning_rate)
+    if recipe.optim in TORCHAO_ADAMW:
+        # The rates in the groups of torchao are tensors, which torch multiplies in
+        # float32.
+        base = as_tensor(np.array(base, np.float32))
     # Two groups as Trainer's; the parameters in them are placeholders.
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
     scheduler = transformers.get_scheduler(
@@ -251,7 +257,8 @@ def metric_state_from_torch(
             f"`scheduler_state` contradicts the recipe: {'; '.join(unexpected)}.",
             "Use the recipe that the run was started with.",
         )
-    rates = scheduler_state["_last_lr"]
+    # The rates of torchao are tensors, which a set compares by their identity.
+    rates = [float(rate) for rate in scheduler_state["_last_lr"]]
     for rate in rates:
         _checks.non_negative("_last_lr", rate)
     if len(set(rates)) != 1:

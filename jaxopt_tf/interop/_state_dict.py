@@ -19,6 +19,7 @@ from ._param_groups import (
 )
 from ._param_names import ParamNames
 from ._state_keys import BITSANDBYTES_KEYS, BITSANDBYTES_NESTED
+from ._torchao_tensors import check_torchao_tensor, torchao_bits
 
 
 class FlatEntries(Mapping[Any, Mapping[str, Any]]):
@@ -243,7 +244,8 @@ def _check_shapes(state: TorchState, names: ParamNames) -> None:
         entry = state.entry(name)
         for key, value in entry.items():
             if key not in ("RMS", "step") and value is not None:
-                check_tensor(value, f"`{key}` of {name!r}")
+                check = check_torchao_tensor if torchao_bits(value) else check_tensor
+                check(value, f"`{key}` of {name!r}")
         # This check also detects a wrong order of parameters with different shapes.
         for key, shape in odd_shapes(entry, shapes[name]).items():
             misshapen.append(f"{name!r} {list(shapes[name])}: `{key}` {list(shape)}")

@@ -17,6 +17,7 @@ from .. import _checks
 from .._io import atomic_write
 from ._extras import import_extra
 from ._safe_pickle import Storage, first_global, load_storage_keys
+from ._torchao_tensors import pickle_module, safe_globals
 
 # Bytes that are read through a memory map before it is replaced, which frees its pages.
 _WINDOW = 64 * 2**20
@@ -26,7 +27,7 @@ _NUM_THREADS = min(8, os.cpu_count() or 1)
 
 # Formats of other libraries, by the prefix of a name in their pickles.
 _OTHER_FRAMEWORKS = {
-    "torchao": "a low-bit state of torchao (adamw_torch_8bit or adamw_torch_4bit)",
+    "torchao": "a state of torchao, but not of 8 or 4 bits as in its version 0.18",
     "bitsandbytes": "a low-bit state of bitsandbytes",
     "galore_torch": "a state of GaLore",
     "apollo_torch": "a state of APOLLO",
@@ -39,7 +40,9 @@ def load_torch(path: str | os.PathLike[str]) -> Any:
     """Reads a file that `torch.save` wrote, without running code from it.
 
     Tensors are memory-mapped if the format of the file allows it. The file may contain
-    only tensors, numbers, strings and containers of them. A pickle that refers to
+    only tensors, numbers, strings and containers of them. Tensors of torchao with 8 or
+    4 bits are read without torchao; they are instances of its classes if it is
+    imported, else only their arrays can be used. A pickle that refers to
     another function or class is refused before any code runs. Every record is compared
     with its CRC, which torch does not do. Files written before torch 1.6, or with
     `set_crc32_options(False)`, have no CRC.
@@ -75,7 +78,10 @@ def map_torch(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about files that are refused below
             # torch raises if `mmap` is set for the format before 1.6, which is not zip.
             mmap = zipfile.is_zipfile(path)
-            return torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
+            with torch.serialization.safe_globals(safe_globals()):
+                return torch.load(
+                    path, weights_only=True, map_location="cpu", mmap=mmap
+                )
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         name = found.group(1) if found else first_global(path)
@@ -93,7 +99,7 @@ def save_torch(value: Any, path: Path) -> None:
     torch = import_extra("torch")
 
     with atomic_write(path) as new_path:
-        torch.save(value, new_path)
+        torch.save(value, new_path, pickle_module=pickle_module(value))
 
 
 @contextlib.contextmanager

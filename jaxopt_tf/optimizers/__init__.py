@@ -32,6 +32,7 @@ from ._decay_rules import trainer_decay_rule as trainer_decay_rule
 from ._learning_rate import get_learning_rate as get_learning_rate
 from ._learning_rate import set_learning_rate as set_learning_rate
 from ._levels import dynamic_map as dynamic_map
+from ._levels import four_bit_map as four_bit_map
 from ._lion import LionState as LionState
 from ._lion import lion_tf as lion_tf
 from ._low_bit import adamw_4bit_tf as adamw_4bit_tf

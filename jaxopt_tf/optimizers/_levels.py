@@ -16,7 +16,9 @@ from .._numerics import prevent_fma
 
 # 0.1 and 1 - 0.1 in float32, and by how much their sum is below 1; in units of 2^-31.
 _TENTH, _NINE_TENTHS, _BELOW_ONE = 214_748_368, 1_932_735_232, 48
-_SIGNED_4_BIT = (0.0055, 0.0325, 0.0775, 0.2125, 0.4375, 0.6625, 0.8875)
+# Centres of the parts of three decades, of which the second and the fourth are rounded
+# as by torch's `linspace`: their nearest float32 is a neighbour.
+_SIGNED_4_BIT = (0.0055, 0.0325000025, 0.0775, 0.21249999, 0.4375, 0.6625, 0.8875)
 
 
 @functools.cache
@@ -47,12 +49,31 @@ def dynamic_map(*, signed: bool) -> np.ndarray:
     return np.concatenate([negative, ends[:1], positive, ends[1:]])
 
 
+@functools.cache
+def four_bit_map(*, signed: bool) -> np.ndarray:
+    """Returns the 16 levels of moments of 4 bits, increasing; float32.
+
+    Levels with a sign are denser near 0; the others are 1/16, 2/16, ..., 1.
+
+    Args:
+        signed: whether there are negative levels.
+
+    Source: Li et al., "Memory Efficient Optimizers with 4-bit States", 2023, arXiv
+        2309.01507; torchao 0.18 `optim/subclass_4bit.py`.
+    """
+    if not signed:
+        return np.arange(1, 17, dtype=np.float32) / np.float32(16)
+    positive = np.array(_SIGNED_4_BIT, np.float32)
+    ends = np.array([0, 1], np.float32)
+    return np.concatenate([-positive[::-1], ends[:1], positive, ends[1:]])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Levels:
     """Levels between -1 and 1 that codes of a number of bits represent.
 
     Attributes:
-        values: the levels, increasing; those of 8 bits are float32.
+        values: the levels, increasing; float32.
         signed: whether there are negative levels.
     """
 
@@ -66,16 +87,8 @@ class Levels:
 
     @classmethod
     def four_bits(cls, *, signed: bool) -> "Levels":
-        """Returns 16 levels: denser near 0, or without a sign 1/16, 2/16, ..., 1.
-
-        Source: Li et al., "Memory Efficient Optimizers with 4-bit States", 2023, arXiv
-            2309.01507; torchao 0.18 `optim/subclass_4bit.py`.
-        """
-        values: tuple[float, ...] = tuple(k / 16 for k in range(1, 17))
-        if signed:
-            negative = (-v for v in reversed(_SIGNED_4_BIT))
-            values = (*negative, 0.0, *_SIGNED_4_BIT, 1.0)
-        return cls(values=values, signed=signed)
+        """Returns the levels of `four_bit_map`."""
+        return cls(values=tuple(four_bit_map(signed=signed).tolist()), signed=signed)
 
     def look_up(self, codes: jax.Array) -> jax.Array:
         """Returns the levels of `decode`, from a table where that is fast."""

@@ -1,13 +1,15 @@
-"""Writes optimizer_files/: state dicts of bitsandbytes' and torch-optimi's optimizers.
+"""Writes optimizer_files/: state dicts of optimizers of three libraries.
 
-pip install bitsandbytes==0.50.2 torch-optimi==0.3.3 torch==2.13.0
-python tests/files/record_optimizer_files.py
+pip install bitsandbytes==0.50.2 torch-optimi==0.3.3 torchao==0.18.0 torch==2.13.0
+TORCHDYNAMO_DISABLE=1 python tests/files/record_optimizer_files.py
 
 One linear layer after three steps, in Trainer's two groups. Its weight has 4,096
-elements, so that moments of 8 bits are codes; its bias is float32.
+elements, so that moments of 8 or 4 bits are codes; its bias is float32. The arguments
+of the program are the names of the files that are written; without one, all are.
 """
 
 import pathlib
+import sys
 
 import torch
 
@@ -37,6 +39,7 @@ def state_dict(build, dtype=torch.float32) -> dict:
 def record() -> None:
     import optimi
     from bitsandbytes.optim import AdEMAMix, Lion, RMSprop
+    from torchao.optim import AdamW4bit, AdamW8bit
 
     folder = pathlib.Path(__file__).with_name("optimizer_files")
     folder.mkdir(exist_ok=True)
@@ -51,11 +54,14 @@ def record() -> None:
         "stable_adamw": lambda p: optimi.StableAdamW(
             p, 1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
         ),
+        "adamw_torch_8bit": lambda p: AdamW8bit(p, 1e-3, block_size=256),
+        "adamw_torch_4bit": lambda p: AdamW4bit(p, 1e-3, block_size=256),
     }
-    for name, build in builds.items():
-        torch.save(state_dict(build), folder / f"{name}.pt")
-    bfloat16 = state_dict(builds["stable_adamw"], torch.bfloat16)
-    torch.save(bfloat16, folder / "stable_adamw_bfloat16.pt")
+    dtypes = {f"{name}.pt": (name, torch.float32) for name in builds}
+    dtypes["stable_adamw_bfloat16.pt"] = "stable_adamw", torch.bfloat16
+    for file in sys.argv[1:] or dtypes:
+        name, dtype = dtypes[file]
+        torch.save(state_dict(builds[name], dtype), folder / file)
 
 
 if __name__ == "__main__":

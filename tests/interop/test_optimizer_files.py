@@ -1,4 +1,4 @@
-"""Files of bitsandbytes' and torch-optimi's optimizers, read and written again.
+"""Files of bitsandbytes', torchao's and torch-optimi's optimizers, read and written.
 
 The files are those of tests/files/record_optimizer_files.py.
 """
@@ -27,6 +27,7 @@ from jaxopt_tf.interop._param_groups import (
 from jaxopt_tf.optimizers import (
     QuantizedMoment,
     TorchLayout,
+    adamw_4bit_tf,
     adamw_8bit_tf,
     adamw_tf,
     ademamix_8bit_tf,
@@ -52,6 +53,10 @@ OPTIMIZERS = {
     "rmsprop_bnb": rmsprop_tf,
     "rmsprop_bnb_8bit": functools.partial(rmsprop_8bit_tf, layouts=LAYOUTS),
     "stable_adamw": stable_adamw_tf,
+    "adamw_torch_8bit": functools.partial(
+        adamw_8bit_tf, library="torchao", layouts=LAYOUTS
+    ),
+    "adamw_torch_4bit": functools.partial(adamw_4bit_tf, layouts=LAYOUTS),
     # Moments have the dtype of the parameter, as in the file.
     "stable_adamw_bfloat16": functools.partial(stable_adamw_tf, moment_dtype=None),
 }
@@ -93,7 +98,11 @@ def recipe(name):
 
 
 def assert_equal(ours, theirs, path=()):
-    if isinstance(theirs, torch.Tensor):
+    if hasattr(theirs, "codes"):  # of torchao
+        assert type(ours) is type(theirs), path
+        assert_equal(vars(ours), vars(theirs), path)
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), path
+    elif isinstance(theirs, torch.Tensor):
         assert ours.dtype == theirs.dtype, path
         assert torch.equal(ours, theirs), path
     elif isinstance(theirs, dict):
@@ -205,13 +214,22 @@ def test_a_compensation_is_not_dropped():
         run.read(saved)
 
 
-def test_states_of_torchao_are_refused():
+def test_groups_of_bitsandbytes_are_refused_for_moments_of_torchao():
     # Their codes could be written as those of bitsandbytes, which rounds otherwise.
-    run = Run("lion_8bit")
-    optimizer = adamw_8bit_tf(1e-3, library="torchao", layouts=LAYOUTS)
-    state = jax.eval_shape(optimizer.init, run.params)
-    with pytest.raises(ValueError, match="have 8 bits of torchao"):
-        run.written(state, run.saved["param_groups"])
+    run = Run("adamw_torch_8bit")
+    groups = Run("ademamix").saved["param_groups"]
+    with pytest.raises(ValueError, match="must be those of torchao for its moments"):
+        run.written(run.read(), groups)
+
+
+def test_rates_of_torchao_are_tensors():
+    run = Run("adamw_torch_4bit")
+    groups = [{**g, "lr": 2e-3, "initial_lr": 1} for g in run.saved["param_groups"]]
+    for group in without(groups, "amsgrad"):
+        (written, _) = run.written(run.read(), [group, group])["param_groups"]
+        assert_equal(written["lr"], torch.tensor(2e-3))
+        assert_equal(written["initial_lr"], torch.tensor(1.0))
+        assert written["amsgrad"] is False
 
 
 def test_parameters_of_a_group_have_one_count_in_stable_adamw():

@@ -130,14 +130,14 @@ def test_a_tensor_of_a_class_of_its_own_is_refused(run):
         run.read(state_dict)
 
 
-def test_a_state_of_torchao_is_refused_by_name(run):
-    class OptimState8bit(torch.Tensor):
+def test_a_state_of_torchao_in_fp8_is_refused_by_name(run):
+    class OptimStateFp8(torch.Tensor):
         pass
 
     state_dict = run.state_dict()
     moment = state_dict["state"][0]["exp_avg"]
-    state_dict["state"][0]["exp_avg"] = moment.as_subclass(OptimState8bit)
-    with pytest.raises(ValueError, match=r"got OptimState8bit of torchao.*`without`"):
+    state_dict["state"][0]["exp_avg"] = moment.as_subclass(OptimStateFp8)
+    with pytest.raises(ValueError, match=r"got OptimStateFp8 of torchao.*`without`"):
         run.read(state_dict)
 
 

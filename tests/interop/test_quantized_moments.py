@@ -1,6 +1,7 @@
 """Codes and scales of bitsandbytes' AdamW, in a file that Trainer wrote."""
 
 import copy
+import functools
 import itertools
 import pathlib
 import shutil
@@ -86,6 +87,12 @@ def damaged(saved, number, key, value):
     state_dict = copy.deepcopy(saved)
     state_dict["state"][number][NESTED][key] = value
     return state_dict
+
+
+def embedding(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "embedding" in str(path), params
+    )
 
 
 def by_name(tree):
@@ -283,14 +290,18 @@ def test_leaves_must_have_the_bits_of_the_file(run, saved):
     says = "must have float32 moments for 'model.embed_tokens.embedding'.* is True"
     with pytest.raises(ValueError, match=says):
         run.read(saved, keep_float32=embedding_too)
-    says = "must have 8-bit moments for 'lm_head.kernel'.* is False"
+    says = "must have 8-bit moments of bitsandbytes for 'lm_head.kernel'.* is False"
     with pytest.raises(ValueError, match=says):
         run.read(saved, adamw_tf)
 
 
-def test_moments_of_4_bits_are_refused(run, saved):
-    with pytest.raises(ValueError, match="have 4 bits of torchao: states"):
-        run.read(saved, adamw_4bit_tf)
+def test_moments_of_another_library_are_refused(run, saved):
+    says = "must have 8-bit moments of bitsandbytes for .* got {} moments of torchao"
+    with pytest.raises(ValueError, match=says.format("4-bit") + ".*the `library`"):
+        run.read(saved, adamw_4bit_tf, keep_float32=embedding)
+    torchao = functools.partial(adamw_8bit_tf, library="torchao")
+    with pytest.raises(ValueError, match=says.format("8-bit")):
+        run.read(saved, torchao, keep_float32=embedding)
 
 
 def test_variants_of_adamw_are_refused(run, saved):

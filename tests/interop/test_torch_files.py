@@ -64,12 +64,12 @@ def test_a_pickle_that_runs_code_is_named_and_not_run(tmp_path, is_torchs):
     assert not touched.exists()
 
 
-def test_a_low_bit_state_is_named(tmp_path):
+def test_another_state_of_torchao_is_named(tmp_path):
     # What a pickle of torchao's asks for, without torchao.
-    code = b"\x80\x02ctorchao.optim.subclass_8bit\nOptimState8bit\n)R."
+    code = b"\x80\x02ctorchao.optim.subclass_fp8\nOptimStateFp8\n)R."
     path = tmp_path / "x.pt"
     path.write_bytes(code)
-    refused(path, "it is a low-bit state of torchao")
+    refused(path, "it is a state of torchao, but not of 8 or 4 bits")
 
 
 def test_a_file_that_is_cut_short_is_named(tmp_path):
