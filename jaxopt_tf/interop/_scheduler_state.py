@@ -203,12 +203,15 @@ def torch_from_schedule_step(step: int, recipe: Recipe) -> dict[str, Any]:
         recipe.max_steps,
         dict(recipe.lr_scheduler_kwargs) or None,
     )
+    # The schedule has written its first rate into a `base` that is a tensor. It keeps
+    # the original in `base_lrs`.
+    pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
     # torch calls `step` once on construction, so `_step_count` is ahead by one.
     return {
         **scheduler.state_dict(),
         "last_epoch": step,
         "_step_count": step + 1,
-        "_last_lr": [base * factor(step) for factor in scheduler.lr_lambdas],
+        "_last_lr": [rate * factor(step) for rate, factor in pairs],
     }
 
 

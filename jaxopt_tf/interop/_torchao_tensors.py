@@ -206,7 +206,8 @@ def _stand_in(module: str, name: str) -> type:
         return self
 
     def refuse(cls: Any, function: Any, *_: Any) -> Any:
-        raise TypeError(
+        # Not a TypeError, which torch's operators replace by one without a reason.
+        raise ValueError(
             f"`{name}` must be the class of torchao for {function}, got a tensor that "
             "was read or made before torchao was imported. Install torchao with "
             "`pip install torchao==0.18.0`, import it first, and read the file again."

@@ -1,7 +1,6 @@
 """Codes and scales of bitsandbytes' AdamW, in a file that Trainer wrote."""
 
 import copy
-import functools
 import itertools
 import pathlib
 import shutil
@@ -26,7 +25,6 @@ from jaxopt_tf.models import build_model, settings_from_transformers_config
 from jaxopt_tf.optimizers import (
     QuantizedMoment,
     TorchLayout,
-    adamw_4bit_tf,
     adamw_8bit_tf,
     adamw_tf,
 )
@@ -87,12 +85,6 @@ def damaged(saved, number, key, value):
     state_dict = copy.deepcopy(saved)
     state_dict["state"][number][NESTED][key] = value
     return state_dict
-
-
-def embedding(params):
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "embedding" in str(path), params
-    )
 
 
 def by_name(tree):
@@ -293,15 +285,6 @@ def test_leaves_must_have_the_bits_of_the_file(run, saved):
     says = "must have 8-bit moments of bitsandbytes for 'lm_head.kernel'.* is False"
     with pytest.raises(ValueError, match=says):
         run.read(saved, adamw_tf)
-
-
-def test_moments_of_another_library_are_refused(run, saved):
-    says = "must have 8-bit moments of bitsandbytes for .* got {} moments of torchao"
-    with pytest.raises(ValueError, match=says.format("4-bit") + ".*the `library`"):
-        run.read(saved, adamw_4bit_tf, keep_float32=embedding)
-    torchao = functools.partial(adamw_8bit_tf, library="torchao")
-    with pytest.raises(ValueError, match=says.format("8-bit")):
-        run.read(saved, torchao, keep_float32=embedding)
 
 
 def test_variants_of_adamw_are_refused(run, saved):
