@@ -75,7 +75,7 @@ def check_torchao_tensor(value: Any, name: str) -> None:
 
     dtypes = {"codes": torch.uint8, "scale": torch.float32, "qmap": torch.float32}
     for key, dtype in dtypes.items():
-        array = getattr(value, key, None)
+        array: Any = getattr(value, key, None)
         check_tensor(array, f"`{key}` in {name}")
         if array.dtype != dtype:
             raise ValueError(
@@ -144,7 +144,11 @@ def pickle_module(value: Any) -> Any:
     return types.SimpleNamespace(__name__="pickle", Pickler=_NamedPickler)
 
 
-class _NamedPickler(pickle._Pickler):
+# The pickler in Python, which has a method for classes. `pickle.Pickler` is in C.
+_PythonPickler: Any = pickle._Pickler
+
+
+class _NamedPickler(_PythonPickler):
     """Pickler that writes a stand-in for a class without importing the class."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
