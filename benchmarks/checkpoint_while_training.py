@@ -42,6 +42,7 @@ def rows(smoke: bool) -> Iterator[Row]:
             lock_folder(folder) as lock,
             open_checkpoints(lock, save_total_limit=1) as saves,
         ):
+            saves.reserve(run.state)
             done = [_save(run, saves, i) for i in range(num_saves)]
         path = latest_valid(folder)
         stored = sum(file.stat().st_size for file in path.rglob("*"))
@@ -64,7 +65,7 @@ def rows(smoke: bool) -> Iterator[Row]:
         f"{slowed}; {plain})",
         value=statistics.median(delays),
         unit="s",
-        limit=max(1.5, floor),  # the disk may be slow
+        limit=0.4,
     )
     yield Row(
         claim=f"{size}: time until `save` returns, the worst of {num_saves}",

@@ -53,6 +53,18 @@ class Checkpoints:
         self._best_step: int | None = None
         self._replaces: int | None = None
 
+    def reserve(self, arrays: PyTree) -> None:
+        """Allocates the memory for the copies of `save` in a background thread.
+
+        Without it, the first save allocates the memory, which takes longer than the
+        copy. Arrays on accelerators need none.
+
+        Args:
+            arrays: a tree with the shapes, dtypes and shardings of the arrays that
+                will be saved. They are not read, and can be donated meanwhile.
+        """
+        self._writer.reserve(arrays)
+
     def save(
         self,
         step: int,

@@ -77,8 +77,7 @@ class ImportedRun:
         config: settings of the run; its `output_dir` is the new folder.
         step: number of steps of the run.
         num_params: number of parameters.
-        arguments: treatment of each field of the TrainingArguments, including those of
-            the job.
+        arguments: treatment of each field of the TrainingArguments, and of the job's.
         unused_tensors: names of tensors in the weight files that were not imported.
         notes: sentences on differences between the imported run and that of Trainer.
     """
@@ -213,11 +212,13 @@ def export_run(
             f"`like` must contain config.json, got {str(like)!r}. Name the Trainer's "
             "checkpoint-<step> that the run was imported from."
         )
-    checkpoint, _ = checkpoint_of(Path(folder))
+    checkpoint, verified = checkpoint_of(Path(folder))
     settings = settings_of(checkpoint)
     if "model_class" in settings:
-        return export_module_run(checkpoint, settings, out, like=like, module=model)
-    run = read_run(checkpoint)
+        return export_module_run(
+            checkpoint, settings, out, like=like, module=model, verify=not verified
+        )
+    run = read_run(checkpoint, verify=not verified)
     config = RunConfig(recipe=run.recipe, model=run.model, job=run.job)
     model = run_model(run.model, run.job)
     frozen: PyTree = {}

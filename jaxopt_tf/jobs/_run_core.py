@@ -112,6 +112,7 @@ def run_plan(
             print("\n".join(line for line in plan.header if line))
         limit = job.save_total_limit
         with checkpoints.open_checkpoints(run.lock, save_total_limit=limit) as save:
+            save.reserve(start.state)
             trained = training.train(
                 FirstStep(
                     block_on_cpu_collectives(setup.train_step, setup.mesh),
@@ -162,7 +163,9 @@ def _init_or_restore(plan: RunPlan, run: OpenRun) -> training.RunState:
     if run.checkpoint is None:
         params = plan.initial_params()
         return setup.init() if params is None else setup.init(params)
-    start = training.restore_run_state(run.checkpoint, setup.run_state)
+    # Other checkpoints than this one are the result of `latest_valid`.
+    is_named = run.checkpoint == plan.job.resume_from_checkpoint
+    start = training.restore_run_state(run.checkpoint, setup.run_state, verify=is_named)
     if plan.job.on_non_finite == "skip":
         return start
     # The counter is reset, because `max_skipped_in_a_row` applies to "skip" only.

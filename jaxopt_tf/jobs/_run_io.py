@@ -73,23 +73,26 @@ def write_run(run: Run) -> Path:
     return path
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, *, verify: bool = True) -> Run:
     """Reads the settings of a run and its state at a checkpoint.
 
     Args:
         folder: folder of a run, whose newest valid checkpoint is read, or of a
             checkpoint.
+        verify: False if `folder` is a checkpoint that is the result of `latest_valid`.
 
     Raises:
         ValueError: if `folder` is not of a run or a checkpoint, or contains no valid
             checkpoint.
     """
-    checkpoint, _ = checkpoint_of(folder)
+    checkpoint, is_verified = checkpoint_of(folder)
     config = RunConfig.from_dict(own_settings(settings_of(checkpoint)))
     # A checkpoint can be restored on any mesh. The whole state is placed on one device,
     # whatever mesh the run had.
     setup = build_setup(config, make_mesh("data=1", jax.devices()[:1]))
-    run_state = training.restore_run_state(checkpoint, setup.run_state)
+    run_state = training.restore_run_state(
+        checkpoint, setup.run_state, verify=verify and not is_verified
+    )
     return Run(config.recipe, config.model, config.job, run_state)
 
 

@@ -94,6 +94,7 @@ def export_module_run(
     *,
     like: Path | str | None,
     module: Any,
+    verify: bool,
 ) -> ExportedRun:
     """Writes a checkpoint of `train` as one from which Trainer resumes.
 
@@ -104,6 +105,7 @@ def export_module_run(
         like: checkpoint of Trainer whose format is written; None for that of the newest
             supported version.
         module: the module of the run, or its `models.Model`.
+        verify: False if the checkpoint is the result of `latest_valid`.
 
     Raises:
         ValueError: if no module is given, or one of another architecture or with other
@@ -127,7 +129,7 @@ def export_module_run(
         )
     recipe, job = (records if is_labelled else read_example_settings)(settings)
     setup = setup_of(model, recipe, job, make_mesh("data=1", jax.devices()[:1]))
-    found = training.restore_run_state(checkpoint, setup.run_state)
+    found = training.restore_run_state(checkpoint, setup.run_state, verify=verify)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
         config = json.dumps(dict(model.transformers_config), indent=2)

@@ -61,12 +61,16 @@ def save_run_state(
     )
 
 
-def restore_run_state(checkpoint: Path | str | None, like: RunState) -> RunState:
+def restore_run_state(
+    checkpoint: Path | str | None, like: RunState, *, verify: bool = True
+) -> RunState:
     """Restores a checkpoint of `save_run_state` after verifying its checksums.
 
     Args:
-        checkpoint: path of the checkpoint, from `latest_valid`; None for a new run.
+        checkpoint: path of the checkpoint; None for a new run.
         like: initial state of the run, with the shapes, dtypes and shardings to use.
+        verify: False if the checkpoint is the result of `latest_valid`, which has
+            verified it.
 
     Returns:
         The restored state; `like` itself if `checkpoint` is None.
@@ -77,7 +81,7 @@ def restore_run_state(checkpoint: Path | str | None, like: RunState) -> RunState
     if checkpoint is None:
         return like
     arrays = {"state": like.state, "schedule_state": like.schedule_state}
-    restored = restore(checkpoint, arrays)
+    restored = restore(checkpoint, arrays, verify=verify)
     return RunState(
         restored.arrays["state"],
         Progress(**restored.metadata.get("progress", {})),
@@ -128,7 +132,8 @@ def resumable(
         like = RunState(state, schedule_state=schedule_state)
         # The state is restored after the lock is acquired, so that no other job can
         # rotate the checkpoints meanwhile.
-        start = restore_run_state(latest_valid(folder), like)
+        start = restore_run_state(latest_valid(folder), like, verify=False)
         with open_checkpoints(lock, save_total_limit=save_total_limit) as checkpoints:
+            checkpoints.reserve(start.state)
             save = functools.partial(save_run_state, checkpoints)
             yield Resumable(start, int(start.state.step), save, should_stop)

@@ -58,7 +58,7 @@ class SweepStore:
         self.write_results()
 
     def resume(self, path: Path, runs: ParallelRuns) -> None:
-        """Reads the trials and the states from a checkpoint.
+        """Reads the trials and the states from the result of `latest_valid`.
 
         Raises:
             ValueError: if the checkpoint belongs to another sweep.
@@ -81,7 +81,7 @@ class SweepStore:
         start = runs.initial_states(metadata[_CONTINUING])
         like = {str(i): state for i, state in start.items()}
         arrays = {"num_trials": np.int32(0), "states": like}
-        restored = checkpoints.restore(path, arrays).arrays["states"]
+        restored = checkpoints.restore(path, arrays, verify=False).arrays["states"]
         self.states = {int(name): state for name, state in restored.items()}
         # The sweep may have been killed between the checkpoint and sweep.jsonl.
         self.write_results()

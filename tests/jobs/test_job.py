@@ -1,11 +1,13 @@
 """Whole small runs: repetition, interruption, resumption, refusals."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -122,6 +124,23 @@ def test_resumes_bit_for_bit(broken_off, unbroken):
     assert_same_run(run(job), unbroken)
     *_, start = (job.output_dir / "starts.jsonl").read_text().splitlines()
     assert json.loads(start)["step"] == 4
+
+
+@pytest.mark.parametrize("is_named", [False, True], ids=["newest", "named"])
+def test_verifies_the_arrays_of_a_checkpoint_once(broken_off, monkeypatch, is_named):
+    job = broken_off(8)
+    named = job.output_dir / "checkpoint-8"
+    hashed, file_digest = [], hashlib.file_digest
+
+    def recorded(file, *arguments):
+        hashed.append(Path(file.name))
+        return file_digest(file, *arguments)
+
+    arrays = [path for path in named.rglob("d/*") if path.is_file()]
+    assert arrays
+    monkeypatch.setattr(hashlib, "file_digest", recorded)
+    run(job, resume_from_checkpoint=named if is_named else None)
+    assert {path: hashed.count(path) for path in arrays} == dict.fromkeys(arrays, 1)
 
 
 def test_restarts_if_killed_before_the_first_checkpoint(broken_off, unbroken):

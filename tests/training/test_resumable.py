@@ -1,8 +1,10 @@
 """`resumable`: interruption and resumption of a run."""
 
+import hashlib
 import itertools
 import os
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +78,30 @@ def test_interrupted_run_ends_with_equal_bits(tmp_path):
     leaves = [jax.tree.leaves(t.state.replace(rng=None)) for t in (unbroken, second)]
     for left, right in zip(*leaves, strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Paths of the files whose checksums are computed."""
+    paths, file_digest = [], hashlib.file_digest
+
+    def recorded(file, *arguments):
+        paths.append(Path(file.name))
+        return file_digest(file, *arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", recorded)
+    return paths
+
+
+def test_reads_every_file_of_the_checkpoint_once_to_verify_it(tmp_path, hashed):
+    run_in(tmp_path, signal_at=7)
+    hashed.clear()
+    with resumable(tmp_path, begin()) as run:
+        assert run.step == 8
+    (checkpoint,) = find_checkpoints(tmp_path)[-1:]
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    expected = [path for path in files if path.name != "SHA256SUMS"]
+    assert sorted(hashed) == sorted(expected)
 
 
 def test_remembers_the_best_evaluation_and_the_patience(tmp_path):
