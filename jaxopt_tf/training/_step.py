@@ -132,12 +132,13 @@ def make_train_step(
             was_stopped = state.num_bad_in_a_row > limit
             num_bad = jnp.where(was_stopped, state.num_bad_in_a_row, num_bad)
             is_made, is_stopped = is_finite & ~was_stopped, num_bad > limit
-            # `where` selects old leaves, also if the new ones contain NaN.
-            params, opt_state = jax.tree.map(
-                lambda new, old: jnp.where(is_made, new, old),
-                (params, opt_state),
-                (state.params, state.opt_state),
-            )
+        is_written = is_made & _are_computed((norms, layers))
+        # `where` selects old leaves, also if the new ones contain NaN.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(is_written, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
         metrics = Metrics(
             loss=loss,
             learning_rate=_learning_rate(opt_state),
@@ -183,6 +184,20 @@ def _norms(grads: PyTree, updates: PyTree, params: PyTree) -> Norms:
     # `clip` computes the norm of the gradients, too. XLA eliminates the common
     # subexpression.
     return Norms(*map(_pytrees.global_norm, (grads, updates, params)))
+
+
+def _are_computed(norms: PyTree) -> jax.Array:
+    """Returns True, which the compiler does not know before it has all norms.
+
+    The new state is written into the donated buffers of the old one. The norms of
+    updates and parameters read the old state. Unless the new state depends on them, XLA
+    does not order both, and copies the whole old state in each step: on CPUs and, of
+    the parameters, on GPUs.
+    """
+    # A norm is not negative. It may be NaN, for which each comparison is False.
+    return functools.reduce(
+        jnp.logical_and, [~(norm < 0.0) for norm in jax.tree.leaves(norms)]
+    )
 
 
 def _zero_if_skipped(is_made: jax.Array, norms: Norms) -> Norms:

@@ -1,5 +1,7 @@
 """The compiled step on a least-squares problem with a known solution."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,6 +132,29 @@ def test_donates_the_buffers_of_the_old_state(params, batch):
     arrays = [leaf for leaf in jax.tree.leaves(old) if leaf.shape == (3,)]
     assert len(arrays) == 3
     assert all(leaf.is_deleted() for leaf in arrays)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("policy", ["stop", "skip", "propagate"])
+def test_copies_no_matrix_of_the_old_state(policy, per_layer):
+    params = {
+        "large": {"kernel": jnp.ones((80, 70)), "bias": jnp.ones(70)},
+        "last": {"kernel": jnp.ones((70, 90)), "bias": jnp.ones(90)},
+    }
+
+    def squares(params, batch):
+        x = jnp.tanh(batch @ params["large"]["kernel"] + params["large"]["bias"])
+        x = x @ params["last"]["kernel"] + params["last"]["bias"]
+        return jnp.sum(x**2), jnp.asarray(len(batch), jnp.int32)
+
+    optimizer = make_optimizer()
+    step = make_train_step(
+        squares, optimizer, on_non_finite=policy, per_layer=per_layer
+    )
+    state = init_train_state(params, optimizer)
+    program = step.lower(state, jnp.ones((8, 80))).compile().as_text()
+    matrices = re.findall(r" = \w+\[\d+,\d+\]\S* copy\((%state\S*)\)", program)
+    assert not matrices
 
 
 def test_metrics_and_state_keep_shapes_and_dtypes(params, batch):
