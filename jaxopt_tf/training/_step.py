@@ -195,9 +195,10 @@ def _are_computed(norms: PyTree) -> jax.Array:
     the parameters, on GPUs.
     """
     # A norm is not negative. It may be NaN, for which each comparison is False.
-    return functools.reduce(
+    are_computed: jax.Array = functools.reduce(
         jnp.logical_and, [~(norm < 0.0) for norm in jax.tree.leaves(norms)]
     )
+    return are_computed
 
 
 def _zero_if_skipped(is_made: jax.Array, norms: Norms) -> Norms:
