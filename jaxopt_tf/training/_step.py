@@ -13,7 +13,8 @@ from .._typing import PyTree
 from ..optimizers import get_learning_rate, is_clipped
 from ._frozen import bind_frozen
 from ._gradients import Batch, LossFn, MeanLoss, constrain, with_float32_outputs
-from ._state import Metrics, Norms, TrainState
+from ._state import Metrics, TrainState
+from ._update import update_unless_skipped
 
 # (state, batch, **extra_args of the optimizer) -> (state, metrics)
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
@@ -114,15 +115,9 @@ def make_train_step(
         grads = constrain(grads, grad_shardings)
         value_fn = mean_loss.value_fn(batch, rng)
         extra = {"value": loss, "grad": grads, "value_fn": value_fn, **extra}
-        updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, **extra
-        )
-        norms = _norms(grads, updates, state.params)
-        layers = _layers(grads, updates, state.params) if per_layer else {}
         # A NaN or infinity in any gradient makes the norm of all gradients non-finite.
-        is_finite = jnp.isfinite(loss) & jnp.isfinite(norms.grads)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(_pytrees.global_norm(grads))
         num_bad = jnp.where(is_finite, 0, state.num_bad_in_a_row + 1)
-        params = optax.apply_updates(state.params, updates)
         if on_non_finite == "propagate":
             is_made, is_stopped = jnp.asarray(True), jnp.asarray(False)
         else:
@@ -132,22 +127,18 @@ def make_train_step(
             was_stopped = state.num_bad_in_a_row > limit
             num_bad = jnp.where(was_stopped, state.num_bad_in_a_row, num_bad)
             is_made, is_stopped = is_finite & ~was_stopped, num_bad > limit
-        is_written = is_made & _are_computed((norms, layers))
-        # `where` selects old leaves, also if the new ones contain NaN.
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(is_written, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
+        params, opt_state, norms, layers = update_unless_skipped(
+            optimizer, state, grads, is_made, extra, per_layer=per_layer
         )
         metrics = Metrics(
             loss=loss,
             learning_rate=_learning_rate(opt_state),
-            norms=_zero_if_skipped(is_made, norms),
+            norms=norms,
             num_items=num_items,
             is_clipped=is_clipped(opt_state) & is_made,
             is_skipped=~is_made,
             is_stopped=is_stopped,
-            layers={k: _zero_if_skipped(is_made, v) for k, v in layers.items()},
+            layers=layers,
         )
         step = state.step + jnp.where(is_stopped, 0, 1)
         return TrainState(step, params, opt_state, num_bad, state.rng), metrics
@@ -178,44 +169,6 @@ def make_eval_step(
         return with_float32_outputs(loss_fn, compute_dtype, frozen)(params, batch)
 
     return bind_frozen(jax.jit(eval_step), frozen)
-
-
-def _norms(grads: PyTree, updates: PyTree, params: PyTree) -> Norms:
-    # `clip` computes the norm of the gradients, too. XLA eliminates the common
-    # subexpression.
-    return Norms(*map(_pytrees.global_norm, (grads, updates, params)))
-
-
-def _are_computed(norms: PyTree) -> jax.Array:
-    """Returns True, which the compiler does not know before it has all norms.
-
-    The new state is written into the donated buffers of the old one. The norms of
-    updates and parameters read the old state. Unless the new state depends on them, XLA
-    does not order both, and copies the whole old state in each step: on CPUs and, of
-    the parameters, on GPUs.
-    """
-    # A norm is not negative. It may be NaN, for which each comparison is False.
-    are_computed: jax.Array = functools.reduce(
-        jnp.logical_and, [~(norm < 0.0) for norm in jax.tree.leaves(norms)]
-    )
-    return are_computed
-
-
-def _zero_if_skipped(is_made: jax.Array, norms: Norms) -> Norms:
-    """Replaces the norm of an update that was not applied by 0."""
-    updates = jnp.where(is_made, norms.updates, 0.0)
-    return Norms(norms.grads, updates, norms.params)
-
-
-def _layers(grads: PyTree, updates: PyTree, params: PyTree) -> dict[str, Norms]:
-    """Returns norms by the path of the module that contains a leaf."""
-    layers: dict[str, list[tuple[jax.Array, ...]]] = {}
-    columns = [_pytrees.named_leaves(tree) for tree in (grads, updates, params)]
-    for (name, g), (_, u), (_, p) in zip(*columns, strict=True):
-        layers.setdefault(name.rpartition(".")[0] or name, []).append((g, u, p))
-    return {
-        layer: _norms(*zip(*leaves, strict=True)) for layer, leaves in layers.items()
-    }
 
 
 def _learning_rate(opt_state: PyTree) -> jax.Array:

@@ -157,6 +157,20 @@ def test_copies_no_matrix_of_the_old_state(policy, per_layer):
     assert not matrices
 
 
+def test_memory_of_a_step_is_that_of_gradients_and_updates():
+    # Neither a second copy of the moments nor of the parameters.
+    params = {f"kernel_{i}": jnp.ones((200, 300)) for i in range(4)}
+
+    def squares(params, batch):
+        return sum(jnp.sum(jnp.sin(batch * p)) for p in params.values()), 1
+
+    optimizer = make_optimizer()
+    state = init_train_state(params, optimizer)
+    program = make_train_step(squares, optimizer).lower(state, jnp.ones(300)).compile()
+    num_bytes = sum(leaf.nbytes for leaf in params.values())
+    assert program.memory_analysis().temp_size_in_bytes < 2.2 * num_bytes
+
+
 def test_metrics_and_state_keep_shapes_and_dtypes(params, batch):
     optimizer = make_optimizer()
     train_step = make_train_step(loss_fn, optimizer)
