@@ -1,7 +1,9 @@
 """Scalar arithmetic on float32 pairs with nearly the accuracy of torch's doubles."""
 
 from ._compiler_guards import hoist_scalars as hoist_scalars
+from ._compiler_guards import join_loops as join_loops
 from ._compiler_guards import matmul_precision as matmul_precision
+from ._compiler_guards import on_gpu as on_gpu
 from ._compiler_guards import prevent_fma as prevent_fma
 from ._compiler_guards import round_to_dtype as round_to_dtype
 from ._compiler_guards import update_from_new_param as update_from_new_param

@@ -3,9 +3,11 @@
 XLA may remove a rounding that is followed by a conversion to a wider dtype, fuse a
 product and a sum into one rounding (a fused multiply-add, FMA), and repeat scalar
 arithmetic in every loop that reads the result. `matmul_precision` reads an option of
-JAX; every other function in this module prevents one of these rewrites.
+JAX, and `on_gpu` selects a form of an expression for GPUs; every other function in this
+module prevents or causes one of XLA's rewrites.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -94,6 +96,47 @@ def hoist_scalars(scalars: PyTree, count: jax.Array, dtype: Any) -> PyTree:
     # XLA does not know that a count is never negative, and so cannot fold this to 1.
     one = 1.0 - jnp.minimum(count, 0).astype(dtype)
     return jax.tree.map(lambda x: x / one if x.dtype == dtype else x, scalars)
+
+
+def on_gpu(of_gpu: Callable[..., Any], default: Callable[..., Any], *args: Any) -> Any:
+    """Returns `of_gpu(*args)` in programs for GPUs, and else `default(*args)`.
+
+    The platform is that of the lowering, so that programs for devices that are only
+    described have their form. Both results must have equal shapes and dtypes.
+    """
+    return jax.lax.platform_dependent(*args, cuda=of_gpu, rocm=of_gpu, default=default)
+
+
+def join_loops(scalars: PyTree, dtype: Any) -> PyTree:
+    """Returns the same scalars, which let a GPU run loops of equal shape together.
+
+    XLA for GPUs joins loops of equal shape into one kernel if they read a common array,
+    up to a number of arrays, but not if they read a common scalar (its pass
+    `multi_output_fusion`). On a GPU the scalars of `dtype` are therefore elements of a
+    common vector. Without it, every bias and scale of a model is updated by a kernel of
+    its own, whose launch takes longer than its work.
+
+    Args:
+        scalars: a tree of scalars. Shards inside of `jax.shard_map` are returned
+            unchanged.
+        dtype: dtype of the scalars in the vector; others are returned unchanged.
+    """
+    leaves, treedef = jax.tree.flatten(scalars)
+    indices = [i for i, x in enumerate(leaves) if x.dtype == dtype]
+    is_sharded = any(jax.typeof(x).manual_axis_type.varying for x in leaves)
+    if not indices or is_sharded:
+        return scalars
+
+    def from_vector(*leaves: jax.Array) -> tuple[jax.Array, ...]:
+        # The first scalar is repeated, because a vector of one element counts as a
+        # scalar. The barrier keeps XLA from replacing the elements by the scalars.
+        vector = jnp.stack([leaves[i] for i in (*indices, indices[0])])
+        vector = jax.lax.optimization_barrier(vector)
+        elements = {i: vector[k] for k, i in enumerate(indices)}
+        return tuple(elements.get(i, x) for i, x in enumerate(leaves))
+
+    joined = on_gpu(from_vector, lambda *leaves: leaves, *leaves)
+    return jax.tree.unflatten(treedef, joined)
 
 
 def matmul_precision() -> str | None:

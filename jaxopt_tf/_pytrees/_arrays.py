@@ -1,12 +1,15 @@
 """Checks, the global norm and shardings of the arrays of a tree."""
 
+import functools
+import math
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from .._numerics import has_float64, widest_dtype
+from .._numerics import has_float64, on_gpu, widest_dtype
 from .._typing import PyTree
 from ._tree import leaf_names, named_leaves
 
@@ -28,14 +31,21 @@ def global_norm(tree: PyTree) -> jax.Array:
     arrays = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
     dtype = widest_dtype(arrays)
     small = [leaf for leaf in arrays if _can_concatenate(leaf)]
+    # In reverse order: a backward pass computes the gradient of the last leaf first.
+    large = [leaf for leaf in reversed(arrays) if not _can_concatenate(leaf)]
     # One total for each set of mesh axes along which leaves are shards, so that `psum`
     # runs once per set and not once per leaf.
     totals = {frozenset[str](): jnp.zeros((), dtype)}
-    # In reverse order: a backward pass computes the gradient of the last leaf first.
-    for leaf in reversed(arrays):
-        if not _can_concatenate(leaf):
-            axes, squares = varying_axes(leaf), _sum_of_squares(leaf, dtype)
-            totals[axes] = totals[axes] + squares if axes in totals else squares
+    if len(large) > 1 and all(map(_is_on_one_device, large)):
+        totals[frozenset()] = on_gpu(
+            functools.partial(_sum_of_squares_of_parts, dtype=dtype),
+            functools.partial(_sum_of_squares_of_leaves, dtype=dtype),
+            large,
+        )
+        large = []
+    for leaf in large:
+        axes, squares = varying_axes(leaf), _sum_of_squares(leaf, dtype)
+        totals[axes] = totals[axes] + squares if axes in totals else squares
     total = totals.pop(frozenset())
     if small:
         # Biases and scales are concatenated. On a CPU each separate sum costs three
@@ -51,14 +61,42 @@ def global_norm(tree: PyTree) -> jax.Array:
 def _can_concatenate(leaf: jax.Array) -> bool:
     # On several devices small leaves are not concatenated, because that would gather
     # them.
+    return leaf.size <= 4096 and _is_on_one_device(leaf)
+
+
+def _is_on_one_device(leaf: jax.Array) -> bool:
     mesh = jax.typeof(leaf).sharding.mesh
-    is_on_one = mesh.empty or (mesh.size == 1 and mesh.are_all_axes_auto)
-    return leaf.size <= 4096 and is_on_one
+    return mesh.empty or (mesh.size == 1 and mesh.are_all_axes_auto)
 
 
 def _sum_of_squares(leaf: jax.Array, dtype: Any) -> jax.Array:
     x = leaf.astype(dtype)
     return jnp.sum(x * x)
+
+
+def _sum_of_squares_of_leaves(leaves: list[jax.Array], dtype: Any) -> jax.Array:
+    """Returns the sum over all leaves, with one sum for each leaf."""
+    squares = (_sum_of_squares(leaf, dtype) for leaf in leaves)
+    return functools.reduce(operator.add, squares, jnp.zeros((), dtype))
+
+
+def _sum_of_squares_of_parts(leaves: list[jax.Array], dtype: Any) -> jax.Array:
+    """Returns the sum of `_sum_of_squares_of_leaves`, with fewer kernels on a GPU.
+
+    XLA for GPUs sums a leaf with two kernels, one for parts of it and one for their
+    sums. The sums of parts of all leaves are concatenated and summed together.
+    """
+    parts = [_sums_of_squares_of_rows(leaf, dtype) for leaf in leaves]
+    # XLA would replace the sum of a concatenation by a sum for each operand.
+    return jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(parts)))
+
+
+def _sums_of_squares_of_rows(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """Returns a vector of sums over the last axes, as few as have 256 elements."""
+    x, axis = leaf.astype(dtype), leaf.ndim
+    while axis > 0 and math.prod(leaf.shape[axis:]) < 256:
+        axis -= 1
+    return jnp.sum(x * x, tuple(range(axis, leaf.ndim))).reshape(-1)
 
 
 def explicit_sharding(array: jax.Array) -> NamedSharding | None:
