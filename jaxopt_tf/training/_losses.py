@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _checks
-from .._numerics import wide_dtype
+from .._numerics import on_gpu, wide_dtype
 
 
 def cross_entropy(
@@ -61,11 +61,11 @@ def cross_entropy(
     is_class = (labels >= 0) & (labels < logits.shape[-1])
     index = jnp.where(is_class, labels, 0)[..., None]
 
-    # All operations come after the cast, `take_along_axis` too: the gradient of the
+    # All operations come after the cast, the choice of logits too: the gradient of the
     # label's logit is p - 1, whose terms must be added before they are rounded to the
     # dtype of the logits.
     wide = logits.astype(wide_dtype(logits.dtype))
-    label_logits = jnp.take_along_axis(wide, index, axis=-1)[..., 0]
+    label_logits = on_gpu(_selected, _gathered, wide, index)
     # As in torch, the largest logit is subtracted before `exp`, so that it cannot
     # overflow. Differences of close floating-point numbers are exact.
     largest = jax.lax.stop_gradient(jnp.max(wide, axis=-1))
@@ -81,6 +81,22 @@ def cross_entropy(
     losses = losses * jnp.where(is_class | is_ignored, 1.0, jnp.nan).astype(wide.dtype)
     total = jnp.sum(jnp.where(is_ignored, 0.0, losses))
     return total, jnp.sum(jnp.logical_not(is_ignored), dtype=wide.dtype)
+
+
+def _gathered(wide: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(wide, index, axis=-1)[..., 0]
+
+
+def _selected(wide: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns the logits of `_gathered`, whose gradient a GPU computes in one pass.
+
+    The gradient of a gather is a scatter. XLA for GPUs does not fuse it with the
+    gradient of the softmax, and writes both in float32, [..., C], before it casts their
+    sum to the dtype of the logits.
+    """
+    classes = jax.lax.broadcasted_iota(index.dtype, wide.shape, wide.ndim - 1)
+    # The sum is exact: all terms but one are 0.
+    return jnp.sum(jnp.where(classes == index, wide, 0.0), axis=-1)
 
 
 def check_labels(labels: jax.Array, name: str, shape: tuple[int, ...]) -> None:

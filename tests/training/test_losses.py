@@ -186,3 +186,35 @@ def test_float64_logits_have_a_float64_loss_and_gradient(logits, labels):
     exact = is_label * (shares - targets) / is_label.sum()
     assert grad.dtype == np.float64
     np.testing.assert_allclose(grad, exact, atol=1e-16)
+
+
+def _gradient_of(labels):
+    # A new function each time: a compiled one would keep the form of its first call.
+    return jax.jit(jax.grad(lambda logits: cross_entropy(logits, labels)[0]))
+
+
+def test_form_for_gpus_has_the_same_gradient(monkeypatch, rng):
+    logits = jnp.asarray(3 * rng.normal(size=(4, 50)), jnp.float32)
+    logits = logits.at[0, 3].set(-jnp.inf)  # a masked class
+    labels = np.array([0, 49, -100, 7])
+    loss, expected = cross_entropy(logits, labels)[0], _gradient_of(labels)(logits)
+
+    def of_gpu(*args, cuda, **of_others):
+        del of_others
+        return cuda(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", of_gpu)
+    assert cross_entropy(logits, labels)[0] == loss
+    np.testing.assert_allclose(_gradient_of(labels)(logits), expected, atol=1e-7)
+
+
+def test_gradient_is_no_scatter_on_gpus():
+    # XLA for GPUs writes the operand of a scatter, [B, T, C] in float32, to memory.
+    logits = jax.ShapeDtypeStruct((4, 50), "bfloat16")
+    traced = _gradient_of(np.zeros(4, np.int32)).trace(logits)
+
+    def lowered(platform):
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert "stablehlo.scatter" not in lowered("cuda")
+    assert "stablehlo.scatter" in lowered("cpu")
