@@ -13,6 +13,11 @@ XLA's own `cost_analysis` counts the body of a loop once. FLOPs are those of mat
 products outside of the attention kernel, which is the same in both. Traffic is counted
 by `planning`, with the same function for both programs.
 
+The part of the training step beside the model is what the step has in addition to two
+things. One is a program that returns the gradients, in the shardings of the parameters;
+these count as its temporary memory. The other is the least traffic of AdamW: parameters
+and moments are read and written once, and gradients are read once.
+
 MaxText's figures are recorded below. To measure them again, install maxtext 0.2.4 with
 jax 0.10.2 and libtpu 0.0.42.1 in an environment of its own, and run
 
@@ -27,6 +32,7 @@ program.
 `--smoke` compiles a small model for 8 CPU devices; limits do not apply to it.
 """
 
+import functools
 import math
 import os
 import re
@@ -37,16 +43,21 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
+import jax.numpy as jnp
+
 from benchmarks._report import Row, main
 from jaxopt_tf import jobs
 from jaxopt_tf.planning import (
     CompilerMissingError,
+    Cost,
     named_slice,
     program_cost,
     slice_devices,
 )
 from jaxopt_tf.planning._hlo import Program
 from jaxopt_tf.sharding import make_mesh
+from jaxopt_tf.training._gradients import MeanLoss, with_float32_outputs
 
 LENGTH = 8192
 LLAMA = {
@@ -136,6 +147,12 @@ def _rows(
     # The loop in which XLA reduces a gradient permutes each part once more than needed.
     most = 1.02 + 1 / min(8, slice_.num_devices)
     yield row("reductions of each gradient", reduced, "times", most)
+    beside = _beside_the_model(cost, _model_cost(setup, slice_.num_devices))
+    for what in Beside._fields:
+        part, whole = getattr(beside, what), getattr(ours, what)
+        detail = f"{part / 1e9:.3g} of {whole / 1e9:.4g} GB"
+        share = 100 * part / whole
+        yield row(f"{what} beside the model", share, "% of the step", 3.0, detail)
     length = model["block_size"]
     yield row("arrays of T x T", _num_square(text, length), "arrays", 0)
     theirs = MAXTEXT.get(name) if limited else None
@@ -146,6 +163,35 @@ def _rows(
         yield row(f"{what} beside MaxText", a / b, "times", 1.1, detail)
 
 
+class Beside(NamedTuple):
+    """Bytes of a step that belong neither to the model nor to the least of AdamW."""
+
+    temporary: float
+    traffic: float
+
+
+def _model_cost(setup: jobs.Setup, num_devices: int) -> Cost:
+    """Returns the cost of the gradients alone, in the shardings of the parameters."""
+    params = setup.run_state.state.params
+    mean_loss = MeanLoss(with_float32_outputs(setup.loss_fn, jnp.bfloat16), 1)
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+
+    @functools.partial(jax.jit, out_shardings=(None, shardings))
+    def gradients(params, batch):
+        loss, _, grads = mean_loss.gradient(params, batch, None)
+        return loss, grads
+
+    return program_cost(gradients.lower(params, setup.batch).compile(), num_devices)
+
+
+def _beside_the_model(step: Cost, model: Cost) -> Beside:
+    least = 2 * step.aliased + model.outputs
+    return Beside(
+        step.temporary - model.temporary - model.outputs,
+        step.hbm_bytes - model.hbm_bytes - least,
+    )
+
+
 def _communicated(collectives: Any, params: Any) -> tuple[float, float]:
     """Returns the bytes of gathers and of reductions relative to the parameters.
 
@@ -153,8 +199,6 @@ def _communicated(collectives: Any, params: Any) -> tuple[float, float]:
     head in float32. Permutations are those of gradients: XLA reduces them while it
     computes the products.
     """
-    import jax
-
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     head = params["lm_head"]["kernel"].size
     size = {"gather": 0.0, "reduce": 0.0}

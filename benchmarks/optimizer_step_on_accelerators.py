@@ -47,7 +47,7 @@ def rows(smoke: bool) -> Iterator[Row]:
 
 def _h100(name, device) -> Iterator[Row]:
     theirs, _ = _counted(OPTAX_ADAMW, device)
-    yield from _gpu_rows(f"{name}, clip and adamw_tf", ADAMW, theirs, device, 32.5, 330)
+    yield from _gpu_rows(f"{name}, clip and adamw_tf", ADAMW, theirs, device, 32.5, 140)
     theirs, _ = _counted(optax.adafactor(1e-4), device)
     for title, tx, limit in (
         ("adafactor_trainer", ADAFACTOR, 20.5),
