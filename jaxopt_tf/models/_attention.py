@@ -156,6 +156,11 @@ def _device(mesh: Mesh | None) -> tuple[str, str]:
     return jax.default_backend(), jax.devices()[0].device_kind
 
 
+def is_cudnn_default(mesh: Mesh | None, q: jax.Array) -> bool:
+    """Returns whether the default for rows of one segment is "cudnn"."""
+    return _default(*_device(mesh), q, None) == "cudnn"
+
+
 def _default(
     platform: str, device_kind: str, q: jax.Array, segment_ids: jax.Array | None
 ) -> str:

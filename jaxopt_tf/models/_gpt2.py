@@ -6,6 +6,7 @@ Parameters have the names of Transformers' former Flax GPT-2:
 GPT-2 with the same weights.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .._numerics import wide_dtype
-from ._attention import AttentionFn, make_attention
+from ._attention import AttentionFn, Mesh, is_cudnn_default, make_attention
 from ._gpt2_config import GPT2Config
 from ._inputs import Batch, Inputs, inputs_of
 from ._layers import Embedding, dropout, identity, linear
@@ -39,10 +40,9 @@ class GPT2(nnx.Module):
             rngs: key of the parameters.
             constrain: function that constrains activations, [B, T, ...], to their
                 sharding on a mesh.
-            attend: attention function for rows with `segment_ids`; None for
-                `make_attention()`.
+            attend: attention function; None for `gpt2_attention()`.
         """
-        attend = make_attention() if attend is None else attend
+        attend = gpt2_attention() if attend is None else attend
         self.transformer = _Transformer(config, constrain, attend, rngs=rngs)
         self.constrain = constrain
 
@@ -147,8 +147,6 @@ class _Block(nnx.Module):
             # `attn_pdrop` keep their dropout masks.
             rng = jax.random.fold_in(rngs[0], 1)
             y = _dropout_attention(q, k, v, segment_ids, self.attn_pdrop, rng)
-        elif segment_ids is None:
-            y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
         else:
             y = self.attend(q, k, v, segment_ids=segment_ids)
         return self.finish(x, y, rngs)
@@ -194,6 +192,29 @@ class _MLP(nnx.Module):
         x = jax.lax.optimization_barrier(self.c_fc(x))
         x = jax.lax.optimization_barrier(jax.nn.gelu(x, approximate=True))
         return self.c_proj(x)
+
+
+def gpt2_attention(mesh: Mesh | None = None) -> AttentionFn:
+    """Returns `make_attention(mesh)`, but for rows of one segment cuDNN or plain XLA.
+
+    Without a kernel, all scores, [B, H, T, T] in float32, are written to memory.
+
+    Args:
+        mesh: as for `make_attention`.
+    """
+    attend = make_attention(mesh)
+    num_parts = 1 if mesh is None else mesh.shape.get("tensor", 1)
+
+    def attend_rows(q, k, v, *, segment_ids=None, **options):
+        if segment_ids is not None or options:
+            return attend(q, k, v, segment_ids=segment_ids, **options)
+        if is_cudnn_default(mesh, q) and q.shape[2] % num_parts == 0:
+            # Raised while tracing if cuDNN is missing or does not support the call.
+            with contextlib.suppress(NotImplementedError, RuntimeError):
+                return make_attention(mesh, implementation="cudnn")(q, k, v)
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+    return attend_rows
 
 
 def _dropout_attention(

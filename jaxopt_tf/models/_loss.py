@@ -85,8 +85,7 @@ def make_gpt2_loss(
         matmul_precision: precision of matrix products in the forward and backward pass,
             as for `jax.default_matmul_precision`; None for the precision that is
             configured where the loss is called.
-        attend: attention function for batches with `segment_ids`; None for
-            `make_attention()`.
+        attend: attention function; None for `gpt2_attention()`.
 
     Returns:
         (params, batch, rng=None) -> (summed loss, number of predicted tokens).

@@ -21,7 +21,6 @@ from .._io import read_json_object
 from .._typing import PyTree
 from ..optimizers import TorchLayout
 from . import _gpt2_config
-from ._attention import make_attention
 from ._decoder import make_decoder_loss
 from ._decoder_config import DECODER_CLASSES, DecoderConfig
 from ._decoder_params import (
@@ -32,6 +31,7 @@ from ._decoder_params import (
     draw_decoder_params,
 )
 from ._generation import GenerateFn, context_length, make_generate
+from ._gpt2 import gpt2_attention
 from ._gpt2_config import GPT2Config
 from ._gpt2_from_transformers import (
     gpt2_config_for_transformers,
@@ -297,7 +297,7 @@ def _gpt2(config: GPT2Config) -> Model:
         if mesh is None:
             return make()
         loss_without_rng = make(
-            constrain=sharding.constrain_batch(mesh), attend=make_attention(mesh)
+            constrain=sharding.constrain_batch(mesh), attend=gpt2_attention(mesh)
         )
         gather = sharding.gather_columns(mesh, config.vocab_size)
 
