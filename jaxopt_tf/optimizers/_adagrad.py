@@ -86,5 +86,5 @@ def adagrad_tf(
         # first, which changes the last bit of some updates.
         return p - (step_size * g) / (jnp.sqrt(nu) + scalar(eps, p.dtype)), nu
 
-    rule = LeafRule("adagrad_tf", AdagradState, scalars, update)
+    rule = LeafRule("adagrad_tf", AdagradState, scalars, update, decays_gradient=True)
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)

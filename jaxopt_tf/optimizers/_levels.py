@@ -90,6 +90,11 @@ class Levels:
         """Returns the levels of `four_bit_map`."""
         return cls(values=tuple(four_bit_map(signed=signed).tolist()), signed=signed)
 
+    @property
+    def are_paired(self) -> bool:
+        """Whether codes have 4 bits, so that two share a byte."""
+        return len(self.values) == 16
+
     def look_up(self, codes: jax.Array) -> jax.Array:
         """Returns the levels of `decode`, from a table where that is fast."""
         levels: jax.Array = jax.lax.platform_dependent(

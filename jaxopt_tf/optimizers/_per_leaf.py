@@ -89,6 +89,8 @@ class LeafRule:
         rate_of_count: default learning rate, used for Adafactor's relative step: a
             function of the number of moment updates and a dtype.
         carried: further scalars of the state; None without any.
+        decays_gradient: whether weight decay is added to the gradient (`with_l2`), so
+            that new moments of decayed leaves depend on the parameter.
     """
 
     name: str
@@ -101,6 +103,7 @@ class LeafRule:
     layouts: Callable[[PyTree, Sequence[Any]], Sequence[TorchLayout]] | None = None
     rate_of_count: Callable[[Step, Any], jax.Array] | None = None
     carried: Carried | None = None
+    decays_gradient: bool = False
 
     @property
     def moments(self) -> tuple[str, ...]:

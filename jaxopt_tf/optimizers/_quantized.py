@@ -7,6 +7,7 @@ they can have the same sharding; two codes of 4 bits share a byte.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from .. import _pytrees
 from .._numerics import prevent_fma
 from .._pytrees import TorchLayout, resolve_layouts
 from .._typing import PyTree
+from ._blocks import Blocks
 from ._levels import Levels
 from ._per_leaf import Leaf, LeafRule, Moments, check_whole
 
@@ -81,39 +83,22 @@ class Quantizer:
         is_large = _pytrees.is_floating(leaf) and size >= 4096
         return is_large and not (self.whole_blocks and size % self.block_size)
 
-    def decode(
-        self,
-        moment: QuantizedMoment,
-        levels: Levels,
-        layout: TorchLayout,
-        shape: tuple[int, ...],
-        *,
-        look_up: bool = False,
-    ) -> jax.Array:
-        """Returns the moment of a leaf of `shape`; float32.
+    def blocks(self, shape: tuple[int, ...], layout: TorchLayout) -> Blocks:
+        """Returns the blocks of a leaf."""
+        return Blocks(shape=shape, layout=layout, size=self.block_size)
+
+    def scales(self, moment: jax.Array, blocks: Blocks) -> jax.Array:
+        """Returns the scale of each block of a float32 moment."""
+        return jnp.maximum(blocks.largest(moment), self.least_scale)
+
+    def encode(self, moment: jax.Array, scale: jax.Array, levels: Levels) -> jax.Array:
+        """Returns the code of each element of a float32 moment.
 
         Args:
-            moment: codes and scales.
+            moment: the moment.
+            scale: of each element.
             levels: of the moment.
-            layout: of the leaf.
-            shape: of the leaf.
-            look_up: whether levels may be looked up in a table.
         """
-        codes, scales = moment
-        if len(levels.values) == 16:
-            codes = self._unpacked(codes, layout, shape)
-        level = (levels.look_up if look_up else levels.decode)(codes)
-        return level * self._spread(scales, shape, layout)
-
-    def encode(
-        self,
-        moment: jax.Array,
-        scales: jax.Array,
-        levels: Levels,
-        layout: TorchLayout,
-    ) -> QuantizedMoment:
-        """Returns a float32 moment as codes and the given scales."""
-        scale = self._spread(scales, moment.shape, layout)
         if self.least_scale:
             ratio = moment / scale
         else:
@@ -123,86 +108,16 @@ class Quantizer:
             zero = np.uint8(levels.values.index(0.0))
             codes = jnp.where((codes == zero) & (moment < 0), zero - 1, codes)
         # A block of zeros has scale 0 and ratio NaN; its codes are 0 in bitsandbytes.
-        codes = jnp.where(scale > 0, codes, np.uint8(0))
-        if len(levels.values) == 16:
-            codes = self._packed(codes, layout)
-        return self.moment_type(codes, scales)
+        return jnp.where(scale > 0, codes, np.uint8(0))
 
     def empty(
         self, moment: jax.Array, levels: Levels, layout: TorchLayout
     ) -> QuantizedMoment:
         """Returns the moment before the first update: code 0, scale 0, as in torch."""
-        codes = jnp.zeros_like(moment, jnp.uint8)
-        if len(levels.values) == 16:
-            codes = self._packed(codes, layout)
-        return self.moment_type(codes, jnp.zeros_like(self.scales(moment, layout)))
-
-    def block_axis(self, shape: tuple[int, ...], layout: TorchLayout) -> int | None:
-        """Returns the axis that blocks divide, or None; see `QuantizedMoment`."""
-        groups = layout.groups(len(shape))
-        if not groups or len(groups[-1]) != 1:
-            return None
-        (axis,) = groups[-1]
-        return axis if shape[axis] % self.block_size == 0 and shape[axis] else None
-
-    def scales(self, x: jax.Array, layout: TorchLayout) -> jax.Array:
-        """Returns the largest magnitude of each block; see `QuantizedMoment`."""
-        axis = self.block_axis(x.shape, layout)
-        if axis is not None:
-            largest = jnp.max(jnp.abs(_split(x, axis, self.block_size)), axis + 1)
-        else:
-            largest = jnp.max(jnp.abs(self._rows(x, layout)), -1)
-        return jnp.maximum(largest, self.least_scale)
-
-    def _rows(self, x: jax.Array, layout: TorchLayout) -> jax.Array:
-        """Returns `x` as [*stacked, blocks, block_size], padded with zeros."""
-        num_stacked = len(layout.stacked_axes)
-        ordered = layout.to_torch(x)
-        flat = ordered.reshape(*ordered.shape[:num_stacked], -1)
-        padding = -flat.shape[-1] % self.block_size
-        flat = jnp.pad(flat, [(0, 0)] * num_stacked + [(0, padding)])
-        return flat.reshape(*flat.shape[:-1], -1, self.block_size)
-
-    def _spread(
-        self, scales: jax.Array, shape: tuple[int, ...], layout: TorchLayout
-    ) -> jax.Array:
-        """Returns the scale of each element of a leaf of `shape`."""
-        axis = self.block_axis(shape, layout)
-        if axis is not None:
-            split = jnp.expand_dims(scales, axis + 1)
-            like = [*scales.shape[: axis + 1], self.block_size, *shape[axis + 1 :]]
-            return jnp.broadcast_to(split, like).reshape(shape)
-        torch_shape = layout.torch_shape(shape)
-        size = math.prod(torch_shape[len(layout.stacked_axes) :])
-        flat = jnp.repeat(scales, self.block_size, -1)[..., :size]
-        return layout.from_torch(flat.reshape(torch_shape), shape)
-
-    def _packed(self, codes: jax.Array, layout: TorchLayout) -> jax.Array:
-        """Returns pairs of neighbours in torch's order as bytes, the first one high."""
-        axis = self.block_axis(codes.shape, layout)
-        if axis is None:
-            codes = layout.to_torch(codes)
-            codes = codes.reshape(*codes.shape[: len(layout.stacked_axes)], -1)
-            axis = codes.ndim - 1
-        pairs = _split(codes, axis, 2)
-        high, low = (jax.lax.index_in_dim(pairs, i, axis + 1, False) for i in (0, 1))
-        return (high << 4) | low
-
-    def _unpacked(
-        self, codes: jax.Array, layout: TorchLayout, shape: tuple[int, ...]
-    ) -> jax.Array:
-        """Returns codes of the leaf's `shape` from pairs of `_packed`."""
-        axis = self.block_axis(shape, layout)
-        at = codes.ndim if axis is None else axis + 1
-        # The two codes are shifted out of a broadcast byte: XLA would write the result
-        # of a concatenation to memory.
-        pairs = jnp.expand_dims(codes, at)
-        shape_of_shifts = [1] * at + [2] + [1] * (codes.ndim - at)
-        shifts = np.array([4, 0], np.uint8).reshape(shape_of_shifts)
-        pairs = (pairs >> shifts) & np.uint8(15)
-        if axis is not None:
-            return pairs.reshape(shape)
-        return layout.from_torch(pairs.reshape(layout.torch_shape(shape)), shape)
+        blocks = self.blocks(moment.shape, layout)
+        like = blocks.halves(moment)[0] if levels.are_paired else moment
+        scales = jnp.zeros_like(self.scales(moment, blocks))
+        return self.moment_type(jnp.zeros_like(like, jnp.uint8), scales)
 
 
 def quantized(
@@ -317,27 +232,34 @@ class _QuantizedLeaves:
     def _update_quantized(
         self, leaf: Leaf, layout: TorchLayout, scalars: Any, moments: Moments
     ) -> Moments:
-        quantizer = self.quantizer
+        blocks = self.quantizer.blocks(leaf.param.shape, layout)
 
-        def updated(leaf: Leaf, old: Moments, *, look_up: bool = False) -> Moments:
-            shape = leaf.param.shape
-            decoded = tuple(
-                moment
-                if levels is None
-                else quantizer.decode(moment, levels, layout, shape, look_up=look_up)
-                for moment, levels in zip(old, self.levels, strict=True)
-            )
-            return self.rule.update(leaf, scalars, decoded)
+        def decoded(
+            levels: Levels, moment: QuantizedMoment, *, look_up: bool
+        ) -> jax.Array:
+            codes, scales = moment
+            codes = blocks.unpacked(codes) if levels.are_paired else codes
+            level = (levels.look_up if look_up else levels.decode)(codes)
+            return level * blocks.spread(scales)
 
-        # With a table, XLA for GPUs fuses the update with the reductions. Without one,
-        # it writes the new codes to the memory of the old ones.
-        _, *new = updated(leaf, moments, look_up=True)
-        scales = [
-            None if levels is None else quantizer.scales(moment, layout)
-            for moment, levels in zip(new, self.levels, strict=True)
-        ]
-        # The update is computed twice: first for the scales, then for the codes. The
-        # second time, codes and gradient are combined with a zero that XLA does not
+        def scales_of(levels: Levels, moment: jax.Array) -> jax.Array:
+            del levels
+            return self.quantizer.scales(moment, blocks)
+
+        # The update is computed twice: first for the parameter and the scales, then for
+        # the codes. XLA for GPUs fuses the first with the reductions of blocks, if
+        # levels are looked up in a table, and writes the new codes to the memory of the
+        # old ones.
+        looked_up = functools.partial(decoded, look_up=True)
+        new_param, *new = self.rule.update(leaf, scalars, self._map(looked_up, moments))
+        scales = self._map(scales_of, new)
+        if not blocks.divide_last_axis:
+            # XLA cannot fuse a parameter with reductions over another axis than its
+            # last. It fuses it with the codes, which it writes to the old ones if there
+            # is no table.
+            computed = self._map(functools.partial(decoded, look_up=False), moments)
+            new_param, *_ = self.rule.update(leaf, scalars, computed)
+        # The second time, codes and gradient are combined with a zero that XLA does not
         # know. XLA would otherwise keep the new moments in memory in float32, which
         # costs more than reading codes and gradient again, and a product that
         # both share would be rounded in one program and fused with a sum in another.
@@ -345,17 +267,75 @@ class _QuantizedLeaves:
         # gradient to memory.
         zero, scales = jax.lax.optimization_barrier((np.uint8(0), scales))
         leaf = leaf._replace(grad=prevent_fma(leaf.grad, zero.astype(jnp.int32)))
-        moments = tuple(
-            moment if levels is None else moment._replace(codes=moment.codes ^ zero)
-            for moment, levels in zip(moments, self.levels, strict=True)
+        moments = self._map(lambda _, m: m._replace(codes=m.codes ^ zero), moments)
+        arguments = leaf, blocks, scalars, moments, scales
+        if self.quantizer.signed.are_paired:
+            codes = self._recoded_pairs(*arguments)
+        else:
+            param, *codes = self._recoded(*arguments)
+            if self.rule.decays_gradient and leaf.is_decayed:
+                # The codes depend on the old parameter, which must not be replaced yet.
+                new_param = param
+        moment_type = self.quantizer.moment_type
+        return new_param, *self._map(lambda _, *m: moment_type(*m), codes, scales)
+
+    def _recoded(
+        self,
+        leaf: Leaf,
+        blocks: Blocks,
+        scalars: Any,
+        moments: Moments,
+        scales: Moments,
+    ) -> Moments:
+        """Returns the new parameter, and the codes of the elements of new moments."""
+
+        def decoded(levels: Levels, moment: QuantizedMoment) -> jax.Array:
+            return levels.decode(moment.codes) * blocks.spread(moment.scales)
+
+        def encoded(levels: Levels, moment: jax.Array, scales: jax.Array) -> jax.Array:
+            return self.quantizer.encode(moment, blocks.spread(scales), levels)
+
+        new_param, *new = self.rule.update(leaf, scalars, self._map(decoded, moments))
+        return new_param, *self._map(encoded, new, scales)
+
+    def _recoded_pairs(
+        self,
+        leaf: Leaf,
+        blocks: Blocks,
+        scalars: Any,
+        moments: Moments,
+        scales: Moments,
+    ) -> Moments:
+        """Returns the codes of the new moments in pairs.
+
+        Each half of the leaf has one element for each pair, so that XLA can write the
+        new pairs to the memory of the old ones.
+        """
+        halves = []
+        for param, grad, shift in zip(
+            blocks.halves(leaf.param), blocks.halves(leaf.grad), (4, 0), strict=True
+        ):
+            codes_of_half = functools.partial(_half, shift=np.uint8(shift))
+            half = self._map(codes_of_half, moments)
+            half_leaf = leaf._replace(param=param, grad=grad)
+            arguments = half_leaf, blocks.of_pairs(), scalars, half, scales
+            halves.append(self._recoded(*arguments)[1:])
+        return self._map(lambda _, high, low: (high << 4) | low, *halves)
+
+    def _map(self, function: Callable[..., Any], *trees: Sequence[Any]) -> Moments:
+        """Returns `function(levels, ...)` for each moment that `rule` has."""
+        return tuple(
+            values[0] if levels is None else function(levels, *values)
+            for levels, *values in zip(self.levels, *trees, strict=True)
         )
-        new_param, *new = updated(leaf, moments)
-        return new_param, *(
-            moment
-            if levels is None
-            else quantizer.encode(moment, scale, levels, layout)
-            for moment, scale, levels in zip(new, scales, self.levels, strict=True)
-        )
+
+
+def _half(
+    levels: Levels, moment: QuantizedMoment, *, shift: np.uint8
+) -> QuantizedMoment:
+    """Returns the moment with the codes of the pairs' first or second elements."""
+    del levels
+    return moment._replace(codes=(moment.codes >> shift) & np.uint8(15))
 
 
 def _sharding_of(
@@ -390,9 +370,3 @@ def _stays_float32(
 def is_embedding(name: str) -> bool:
     """Returns whether a leaf's name is that of an embedding in Flax or Transformers."""
     return bool(_EMBEDDINGS.search(name))
-
-
-def _split(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """Returns `x` with `axis` divided into parts of `size`."""
-    shape = x.shape
-    return x.reshape(*shape[:axis], shape[axis] // size, size, *shape[axis + 1 :])

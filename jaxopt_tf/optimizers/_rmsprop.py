@@ -126,4 +126,11 @@ def rmsprop_rule(
         return p - rate_value * buffer, nu, mu, buffer
 
     has_moment = (True, centered, has_buffer)
-    return LeafRule(name, RMSpropState, scalars, update, has_moment=has_moment)
+    return LeafRule(
+        name,
+        RMSpropState,
+        scalars,
+        update,
+        has_moment=has_moment,
+        decays_gradient=True,
+    )

@@ -106,7 +106,14 @@ def sgd_tf(
             g = g + factor * buffer if nesterov else buffer
         return p - scalars.rate * g, buffer
 
-    rule = LeafRule("sgd_tf", SGDState, scalars, update, has_moment=(has_buffer,))
+    rule = LeafRule(
+        "sgd_tf",
+        SGDState,
+        scalars,
+        update,
+        has_moment=(has_buffer,),
+        decays_gradient=True,
+    )
     return per_leaf_optimizer(rule, learning_rate, weight_decay, decay_mask)
 
 

@@ -181,18 +181,19 @@ def test_codes_are_those_of_the_nearest_levels(signed, ties_up, rng):
 @pytest.mark.usefixtures("compiled_quickly")
 def test_small_negative_moments_keep_their_sign():
     # As the CUDA kernel of bitsandbytes: 0 would have the sign of a positive number.
-    quantizer, layout = _low_bit.BITSANDBYTES, TorchLayout()
+    quantizer = _low_bit.BITSANDBYTES
     x = jnp.zeros((16, 256)).at[0, :4].set(jnp.array([1.0, -1e-9, 1e-9, -0.5]))
+    blocks = quantizer.blocks(x.shape, TorchLayout())
 
     @jax.jit
     def encoded(x):
-        scales = quantizer.scales(x, layout)
-        return quantizer.encode(x, scales, quantizer.signed, layout)
+        scale = blocks.spread(quantizer.scales(x, blocks))
+        return quantizer.encode(x, scale, quantizer.signed)
 
-    moment = encoded(x)
-    assert moment.codes[0, :4].tolist()[1:3] == [126, 127]
+    codes = encoded(x)
+    assert codes[0, :4].tolist()[1:3] == [126, 127]
     # A block of zeros has the code 0.
-    assert not moment.codes[1].any()
+    assert not codes[1].any()
 
 
 @pytest.mark.parametrize(
