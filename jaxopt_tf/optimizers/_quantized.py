@@ -272,7 +272,8 @@ class _QuantizedLeaves:
         if self.quantizer.signed.are_paired:
             codes = self._recoded_pairs(*arguments)
         else:
-            param, *codes = self._recoded(*arguments)
+            param, *rest = self._recoded(*arguments)
+            codes = tuple(rest)
             if self.rule.decays_gradient and leaf.is_decayed:
                 # The codes depend on the old parameter, which must not be replaced yet.
                 new_param = param
