@@ -42,8 +42,9 @@ from benchmarks._whole_job_sides import SIDES, Places
 from benchmarks._whole_jobs import Job
 
 NUM_WARM = 3  # steps before the rounds
-# Steps after the rounds: with an evaluation, with a save, with SIGTERM.
-EVALUATED, SAVED, STOPPED = 3, 5, 8
+# Steps after the rounds: with an evaluation, with a save, with SIGTERM. The save of the
+# best model after the evaluation is complete before the next one.
+EVALUATED, SAVED, STOPPED = 3, 9, 12
 LEAST_OF_PLAIN = 0.98  # tokens per second
 
 

@@ -88,17 +88,19 @@ class Quantizer:
         return Blocks(shape=shape, layout=layout, size=self.block_size)
 
     def scales(self, moment: jax.Array, blocks: Blocks) -> jax.Array:
-        """Returns the scale of each block of a float32 moment."""
-        return jnp.maximum(blocks.largest(moment), self.least_scale)
+        """Returns the scale of each block of a moment; float32."""
+        largest = blocks.largest(moment.astype(jnp.float32))
+        return jnp.maximum(largest, self.least_scale)
 
     def encode(self, moment: jax.Array, scale: jax.Array, levels: Levels) -> jax.Array:
-        """Returns the code of each element of a float32 moment.
+        """Returns the code of each element of a moment, which is rounded to float32.
 
         Args:
             moment: the moment.
             scale: of each element.
             levels: of the moment.
         """
+        moment = moment.astype(jnp.float32)
         if self.least_scale:
             ratio = moment / scale
         else:
@@ -240,7 +242,8 @@ class _QuantizedLeaves:
             codes, scales = moment
             codes = blocks.unpacked(codes) if levels.are_paired else codes
             level = (levels.look_up if look_up else levels.decode)(codes)
-            return level * blocks.spread(scales)
+            # Scales have the dtype of the computation, float64 for such parameters.
+            return level.astype(scales.dtype) * blocks.spread(scales)
 
         def scales_of(levels: Levels, moment: jax.Array) -> jax.Array:
             del levels
@@ -291,7 +294,8 @@ class _QuantizedLeaves:
         """Returns the new parameter, and the codes of the elements of new moments."""
 
         def decoded(levels: Levels, moment: QuantizedMoment) -> jax.Array:
-            return levels.decode(moment.codes) * blocks.spread(moment.scales)
+            level = levels.decode(moment.codes).astype(moment.scales.dtype)
+            return level * blocks.spread(moment.scales)
 
         def encoded(levels: Levels, moment: jax.Array, scales: jax.Array) -> jax.Array:
             return self.quantizer.encode(moment, blocks.spread(scales), levels)

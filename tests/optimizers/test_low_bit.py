@@ -302,3 +302,23 @@ def test_training_with_8_bits_is_near_training_with_32(rng):
 def test_unknown_library_and_shards_are_refused():
     with pytest.raises(ValueError, match="`library` must be one of 'bitsandbytes'"):
         adamw_8bit_tf(1e-3, library="apex")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_float64_parameters_have_the_codes_of_float32_ones(name):
+    optimizer, found = OPTIMIZERS[name](1e-3), []
+    with jax.enable_x64(True):
+        for dtype in ("float32", "float64"):
+            params = {"kernel": jnp.sin(jnp.arange(8192, dtype=dtype)).reshape(32, 256)}
+            state = optimizer.init(params)
+            updates, new = jax.jit(optimizer.update)(params, state, params)
+            dtypes = [[x.dtype for x in jax.tree.leaves(s)] for s in (new, state)]
+            assert dtypes[0] == dtypes[1]
+            found.append((updates["kernel"], new))
+    (expected, expected_state), (updates, state) = found
+    assert updates.dtype == np.float64
+    np.testing.assert_allclose(updates, expected, rtol=1e-4, atol=1e-8)
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, (state, expected_state)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=0)
