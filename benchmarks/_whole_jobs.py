@@ -1,18 +1,17 @@
 """Models, data and settings of the jobs of `end_to_end.py`.
 
 A GPT-2 as `jaxopt-tf train` has it by default, a Llama of 30 million parameters and a
-BERT-base that classifies sentences. Each job is a folder, which all sides read.
+BERT-base that classifies sentences. Each job is a folder, which all sides read. JAX is
+imported only where a job is written, and not at the start of Trainer.
 """
 
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from benchmarks import _labelled_runs as labelled
-from jaxopt_tf.models import GPT2Config
 
 NUM_ROWS = 8  # of a batch
 MAX_LENGTH = 128  # tokens of a sentence
@@ -28,8 +27,7 @@ SETTINGS: Mapping[str, Any] = {
     "eval_strategy": "steps",
     "save_strategy": "steps",
 }
-_GPT2 = GPT2Config()
-_LLAMA = {
+_LLAMA: Mapping[str, Any] = {
     "vocab_size": 32_000,
     "hidden_size": 384,
     "intermediate_size": 1024,
@@ -60,7 +58,7 @@ class Job(NamedTuple):
 JOBS = {
     job.name: job
     for job in (
-        Job("gpt2", "the default GPT-2", _GPT2.block_size, 50, 8, 1.8),
+        Job("gpt2", "the default GPT-2", 64, 50, 8, 1.8),
         Job("llama", "a Llama of 30M parameters", 256, 2, 6, 1.3),
         Job("bert", "BERT-base with labels", MAX_LENGTH, 1, 5, 1.4),
     )
@@ -71,11 +69,15 @@ def write(job: Job, folder: Path) -> None:
     """Writes model and data of a job by Transformers, with random weights."""
     import transformers
 
+    from benchmarks import _labelled_runs as labelled
+    from benchmarks import _trainer_runs
+    from jaxopt_tf.models import GPT2Config
+
     labelled.quiet()
     transformers.set_seed(0)
     folder.mkdir(parents=True)
     model: Any
-    if job.name == "bert":
+    if job.is_labelled:
         rows = _sentences(400, 0), _sentences(EVAL_ROWS, 1)
         for name, found in zip(("train", "dev"), rows, strict=True):
             labelled.write_rows(folder / f"{name}.jsonl", found)
@@ -84,12 +86,14 @@ def write(job: Job, folder: Path) -> None:
         config = transformers.BertConfig(architectures=[_class_name(job)])
         model = transformers.BertForSequenceClassification(config)
     else:
-        config = _config(job)
-        tokens = np.random.default_rng(0).integers(
-            0, config.vocab_size, 2**21 if job.name == "gpt2" else 2**16, np.uint16
-        )
+        if job.name == "llama":
+            model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_LLAMA))
+        else:
+            model = _trainer_runs.torch_model(model=GPT2Config())
+        num = 2**21 if job.name == "gpt2" else 2**16
+        rng = np.random.default_rng(0)
+        tokens = rng.integers(0, model.config.vocab_size, num, np.uint16)
         np.save(folder / "tokens.npy", tokens)
-        model = getattr(transformers, _class_name(job))(config)
     model.save_pretrained(folder)
 
 
@@ -97,7 +101,7 @@ def torch_model(job: Job, folder: Path) -> Any:
     """Returns the model that Trainer trains."""
     import transformers
 
-    labelled.quiet()
+    transformers.utils.logging.disable_progress_bar()
     return getattr(transformers, _class_name(job)).from_pretrained(folder)
 
 
@@ -105,7 +109,7 @@ def data_settings(job: Job, folder: Path) -> dict[str, Any]:
     """Returns the settings of `jaxopt-tf train` for model and data."""
     tokens = {"text": [str(folder / "tokens.npy")]}
     if job.name == "gpt2":  # the default sizes
-        return {**tokens, "vocab_size": _GPT2.vocab_size}
+        return {**tokens, "vocab_size": 256}
     model: dict[str, Any] = {"model_name_or_path": str(folder)}
     if job.is_labelled:
         files = {"train_file": "train.jsonl", "validation_file": "dev.jsonl"}
@@ -138,12 +142,13 @@ def encoded_sentences(folder: Path, name: str) -> list[dict[str, Any]]:
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [
         {
             **tokenizer(row["sentence"], truncation=True, max_length=MAX_LENGTH),
             "label": ["negative", "positive"].index(row["label"]),
         }
-        for row in labelled.rows_of(folder / f"{name}.jsonl")
+        for row in map(json.loads, lines)
     ]
 
 
@@ -153,25 +158,6 @@ def _class_name(job: Job) -> str:
         "llama": "LlamaForCausalLM",
         "bert": "BertForSequenceClassification",
     }[job.name]
-
-
-def _config(job: Job) -> Any:
-    import transformers
-
-    if job.name == "llama":
-        return transformers.LlamaConfig(**_LLAMA)
-    return transformers.GPT2Config(
-        vocab_size=_GPT2.vocab_size,
-        n_positions=_GPT2.block_size,
-        n_embd=_GPT2.n_embd,
-        n_layer=_GPT2.n_layer,
-        n_head=_GPT2.n_head,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
 
 
 def _sentences(num: int, seed: int) -> list[dict[str, Any]]:

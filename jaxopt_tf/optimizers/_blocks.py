@@ -44,7 +44,7 @@ class Blocks:
 
     @property
     def divide_last_axis(self) -> bool:
-        """Whether blocks are parts of the leaf's last axis."""
+        """Returns whether blocks are parts of the leaf's last axis."""
         return self.axis == len(self.shape) - 1
 
     def largest(self, x: jax.Array) -> jax.Array:
@@ -126,7 +126,7 @@ class Blocks:
 
     @property
     def _has_tiles(self) -> bool:
-        """Whether blocks are computed in tiles of several rows.
+        """Returns whether blocks are computed in tiles of several rows.
 
         A TPU's compiler would transpose the leaf, its codes and its gradient in memory
         to divide the last axis alone. If the axis before is divided, too, and the

@@ -92,7 +92,7 @@ class Levels:
 
     @property
     def are_paired(self) -> bool:
-        """Whether codes have 4 bits, so that two share a byte."""
+        """Returns whether codes have 4 bits, so that two share a byte."""
         return len(self.values) == 16
 
     def look_up(self, codes: jax.Array) -> jax.Array:

@@ -63,7 +63,7 @@ def update_unless_skipped(
         old ones, which are therefore copied.
         """
 
-        def kept(_: PyTree, opt_state: PyTree, params: PyTree) -> Any:
+        def skipped(_: PyTree, opt_state: PyTree, params: PyTree) -> Any:
             *new, of_updates = jax.eval_shape(update, *old)
             zeros = jax.tree.map(jnp.zeros_like, of_updates)
             return *jax.tree.map(_as_dtype_of, [params, opt_state], new), zeros
@@ -74,7 +74,7 @@ def update_unless_skipped(
             return new_params, opt_state, of_updates
 
         may_write = is_made & _are_computed((of_grads, of_params))
-        return jax.lax.cond(may_write, made, kept, *old)
+        return jax.lax.cond(may_write, made, skipped, *old)
 
     def of_others(grads: PyTree, opt_state: PyTree, params: PyTree) -> Any:
         """Selects the new or the old state.
