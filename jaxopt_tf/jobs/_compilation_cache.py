@@ -1,4 +1,4 @@
-"""Cache of compiled programs on disk, and the time from a start to its first step.
+"""Cache of compiled programs on disk.
 
 A run compiles the same programs at every start. With the cache, a later start reads
 them from the user's cache folder. A cached program is the machine code that the
@@ -19,14 +19,13 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from .. import _IMPORTED_AT
 from .._io import is_primary_process
 
 # Start of JAX's warnings about the cache. JAX then compiles the program.
@@ -255,48 +254,3 @@ def _cpu_description() -> list[str]:
         command = ["sysctl", "machdep.cpu"]  # macOS
         return [subprocess.check_output(command, text=True, timeout=5)]
     return [platform.processor()]
-
-
-class FirstStep:
-    """Training step that measures the time until its first result is computed.
-
-    Later calls add one comparison to the step, and do not wait.
-    """
-
-    def __init__(
-        self,
-        train_step: Callable[..., Any],
-        report: Callable[[float], None],
-        seconds_since_start: Callable[[], float],
-    ):
-        """Wraps a step.
-
-        Args:
-            train_step: the step.
-            report: receives the seconds at the end of the first step.
-            seconds_since_start: function that returns the seconds since the start.
-        """
-        self._step, self._report = train_step, report
-        self._seconds, self._is_first = seconds_since_start, True
-
-    def __call__(self, *args: Any) -> Any:
-        """Makes a step."""
-        results = self._step(*args)
-        if self._is_first:
-            self._is_first = False
-            jax.block_until_ready(results)
-            self._report(self._seconds())
-        return results
-
-
-def seconds_since_process_start() -> float:
-    """Returns the age of this process; outside Linux, since the package's import."""
-    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
-        # The second field, the name of the program, may contain spaces. The start is
-        # field 22, in ticks since the machine was booted.
-        _, _, fields = Path("/proc/self/stat").read_text().rpartition(")")
-        start = int(fields.split()[19]) / os.sysconf("SC_CLK_TCK")
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - start
-        if age > 0:  # in some sandboxes the two clocks differ
-            return age
-    return time.monotonic() - _IMPORTED_AT

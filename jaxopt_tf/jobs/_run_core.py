@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-import functools
+import itertools
 import json
 import os
 import time
@@ -21,7 +21,7 @@ from .._io import is_primary_process, run_on_process_0
 from .._typing import PyTree
 from ..recipes import Recipe
 from ..sharding import make_mesh
-from ._compilation_cache import FirstStep, seconds_since_process_start
+from ._first_step import FirstStep, compile_ahead, seconds_since_process_start
 from ._job import Job, mesh_axes
 from ._report import RunResult, print_summary
 from ._run_folder import OpenRun
@@ -102,38 +102,61 @@ def run_plan(
         command_line: command line that is recorded in starts.jsonl.
         seconds_since_start: clock of `seconds_to_first_step`.
     """
-    setup, job = plan.setup, plan.job
-    start = _init_or_restore(plan, run)
     if run.is_finished:
-        trained = training.Trained(start, "max_steps")
+        trained = training.Trained(_init_or_restore(plan, run, None), "max_steps")
     else:
+        trained = _train(plan, run, should_stop, command_line, seconds_since_start)
+    stopped_by = should_stop.signal if trained.stop_reason == "should_stop" else None
+    return _finish(plan, run, trained, stopped_by)
+
+
+def _train(
+    plan: RunPlan,
+    run: OpenRun,
+    should_stop: training.StopRequest,
+    command_line: Sequence[str],
+    seconds_since_start: Callable[[], float],
+) -> training.Trained:
+    """Trains; arguments as for `run_plan`."""
+    setup, job = plan.setup, plan.job
+    batches = plan.batches(run.step)
+    first = list(itertools.islice(batches, 1))
+    params = plan.initial_params() if run.checkpoint is None else None
+    limit = job.save_total_limit
+    with (
+        compile_ahead(setup.train_step, setup.run_state.state, *first) as compilation,
+        checkpoints.open_checkpoints(run.lock, save_total_limit=limit) as save,
+    ):
+        start = _init_or_restore(plan, run, params)
         run_on_process_0(lambda: run.record_start(command_line))
         if is_primary_process():
             print("\n".join(line for line in plan.header if line))
-        limit = job.save_total_limit
-        with checkpoints.open_checkpoints(run.lock, save_total_limit=limit) as save:
-            save.reserve(start.state)
-            trained = training.train(
-                FirstStep(
-                    block_on_cpu_collectives(setup.train_step, setup.mesh),
-                    functools.partial(_report_first_step, run),
-                    seconds_since_start,
-                ),
-                start,
-                plan.batches(run.step),
-                max_steps=plan.recipe.max_steps,
-                monitors=plan.monitors() if is_primary_process() else [],
-                evaluate=plan.evaluate_in_loop or plan.evaluate,
-                eval_steps=job.eval_interval,
-                selection=job.selection,
-                metric_schedule=setup.metric_schedule,
-                save=_CheckpointSaver(save, run, job),
-                save_steps=job.save_interval,
-                save_best=True,
-                should_stop=should_stop,
-            )
-    stopped_by = should_stop.signal if trained.stop_reason == "should_stop" else None
-    return _finish(plan, run, trained, stopped_by)
+
+        def report(results: Any, seconds: float) -> None:
+            _report_first_step(run, seconds)
+            # Not before the first step, which needs new memory itself.
+            save.reserve(results[0])
+
+        return training.train(
+            FirstStep(
+                block_on_cpu_collectives(setup.train_step, setup.mesh),
+                compilation,
+                report,
+                seconds_since_start,
+            ),
+            start,
+            itertools.chain(first, batches),
+            max_steps=plan.recipe.max_steps,
+            monitors=plan.monitors() if is_primary_process() else [],
+            evaluate=plan.evaluate_in_loop or plan.evaluate,
+            eval_steps=job.eval_interval,
+            selection=job.selection,
+            metric_schedule=setup.metric_schedule,
+            save=_CheckpointSaver(save, run, job),
+            save_steps=job.save_interval,
+            save_best=True,
+            should_stop=should_stop,
+        )
 
 
 def block_on_cpu_collectives(function: Callable, mesh: jax.sharding.Mesh) -> Callable:
@@ -158,10 +181,11 @@ def _report_first_step(run: OpenRun, seconds: float) -> None:
         print(f"start   first step after {seconds:.1f} s", flush=True)
 
 
-def _init_or_restore(plan: RunPlan, run: OpenRun) -> training.RunState:
+def _init_or_restore(
+    plan: RunPlan, run: OpenRun, params: PyTree | None
+) -> training.RunState:
     setup = plan.setup
     if run.checkpoint is None:
-        params = plan.initial_params()
         return setup.init() if params is None else setup.init(params)
     # Other checkpoints than this one are the result of `latest_valid`.
     is_named = run.checkpoint == plan.job.resume_from_checkpoint

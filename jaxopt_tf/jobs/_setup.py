@@ -134,13 +134,13 @@ def setup_of(
     state = jax.tree.map(_with_sharding, shapes, shardings)
 
     def init(params: PyTree | None = None) -> training.RunState:
-        if params is None and model.draws_on_host:
+        # On several devices, parameters are drawn in the jitted function, so that each
+        # draws and stores its shards only. This compiles a draw for every leaf, and
+        # outside of the function it is one for every shape.
+        if params is None and (model.draws_on_host or mesh.size == 1):
             params = jax.device_put(model.init(recipe.seed), shardings.params)
-        if mesh.size == 1:  # not jitted: this saves a compilation
-            arrays = jax.device_put(init_state(params), shardings)
-        else:  # jitted: each device computes and stores its shards only
-            make = jax.jit(init_state, out_shardings=shardings, donate_argnums=0)
-            arrays = make(params)
+        make = jax.jit(init_state, out_shardings=shardings, donate_argnums=0)
+        arrays = make(params)
         return training.RunState(arrays, schedule_state=schedule_state)
 
     loss_fn = model.make_loss(

@@ -6,6 +6,7 @@ loss = function(lambda module, batch: module(**batch).loss, params, batch, rng)
 
 import contextlib
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,7 +20,18 @@ from ._torch_sharding import following_layers, linear_layers
 from ._torchax import explain_errors, import_torch, make_environment
 
 Mesh = Any  # `Mesh` or `AbstractMesh`; they have no common base class to annotate
-Tensors = Mapping[str, Any]
+_LOCK = threading.RLock()
+
+
+def _in_turn(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets one thread at a time trace: it changes the module and Python's warnings."""
+
+    @functools.wraps(method)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with _LOCK:
+            return method(*args, **kwargs)
+
+    return locked
 
 
 class TorchFunction:
@@ -75,6 +87,7 @@ class TorchFunction:
         self._materialize_views = materialize_views
         self._settings = settings or contextlib.nullcontext
 
+    @_in_turn
     def values(self, names: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Returns copies of the module's parameters of these names.
 
@@ -90,10 +103,11 @@ class TorchFunction:
                 )
         return {name: jnp.array(_to_numpy(named[name])) for name in names}
 
+    @_in_turn
     def __call__(
         self,
         function: Callable[[Any, Any], Any],
-        params: Tensors,
+        params: Mapping[str, Any],
         batch: Any,
         rng: jax.Array | None = None,
         *,
@@ -129,7 +143,8 @@ class TorchFunction:
         )
         batch = jax.tree.map(jnp.asarray, batch)
         if mesh is not None:
-            batch = jax.tree.map(_constrain_rows(mesh), batch)
+            constrain = sharding.constrain_batch(mesh)
+            batch = jax.tree.map(lambda x: constrain(x) if x.ndim else x, batch)
         # An environment rotates its key at each random operation. If the caller passes
         # no key, it gets a constant one: its own key would become a traced array.
         key = jax.random.key(0) if rng is None else rng
@@ -171,7 +186,7 @@ class TorchFunction:
         named = self.module.named_buffers(remove_duplicate=False)
         return {name: jnp.asarray(_to_numpy(buffer)) for name, buffer in named}
 
-    def _check_names(self, params: Tensors) -> None:
+    def _check_names(self, params: Mapping[str, Any]) -> None:
         known = self.trainable.keys() | self.frozen.keys()
         required = self.trainable if self.has_values else known
         missing = sorted(name for name in required if name not in params)
@@ -337,11 +352,6 @@ def _with_remat(module: Any, env: Any) -> Iterator[None]:
     finally:
         for part, original in found:
             setattr(part, name, original)
-
-
-def _constrain_rows(mesh: Mesh) -> Callable[[Any], Any]:
-    constrain = sharding.constrain_batch(mesh)
-    return lambda x: constrain(x) if x.ndim else x
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tracemalloc
 
+import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from jaxopt_tf.data import (
     read_tokens,
     training_windows,
 )
+from jaxopt_tf.data._batches import ShuffledRows
 from jaxopt_tf.data._tokens import Documents, TokenFile, TokenStream
 
 SIZES = {"block_size": 10, "batch_size": 4, "seed": 0}
@@ -100,6 +102,28 @@ def test_a_batch_is_the_same_from_any_start_and_in_any_order(
         start = max(0, n - 2)
         resumed = Batches(counting, **sizes).iter_from(start)
         np.testing.assert_array_equal(first(resumed, n - start + 1)[-1], batch)
+
+
+@settings(deadline=None)
+@given(
+    num_rows=st.integers(1, 2**32),
+    number=st.integers(0, 2**31 - 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_order_is_that_of_a_dataset_of_grain(num_rows, number, seed):
+    class Indices:
+        def __len__(self):
+            return num_rows
+
+        def __getitem__(self, i):
+            return np.array([i])
+
+    rows = ShuffledRows(
+        Indices(), batch_size=2, seed=seed, gradient_accumulation_steps=1
+    )
+    dataset = grain.MapDataset.source(Indices()).seed(seed).shuffle().repeat()
+    expected = [dataset[2 * number].item(), dataset[2 * number + 1].item()]
+    assert rows[number].ravel().tolist() == expected
 
 
 def test_order_depends_on_the_seed(counting):

@@ -399,23 +399,3 @@ def test_a_start_without_a_first_step_has_a_line(tmp_path):
     assert first == line
     assert json.loads(second) == json.loads(line) | {"seconds_to_first_step": 1.235}
     assert sequences_of_last_start(tmp_path) == {"sequences": 6}
-
-
-def test_a_command_counts_from_the_start_of_the_process(monkeypatch):
-    age = _compilation_cache.seconds_since_process_start
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", lambda _: "1 (py) S 1")  # no such field
-        since_import = age()
-    # The kernel counts in ticks of 10 ms.
-    assert since_import - 0.05 < age() < since_import + 60
-    begin = age()
-    time.sleep(0.1)
-    assert 0.05 < age() - begin < 5
-
-
-def test_only_the_first_step_is_waited_for(monkeypatch):
-    waited, reported = [], []
-    monkeypatch.setattr(jax, "block_until_ready", waited.append)
-    step = _compilation_cache.FirstStep(lambda x: x + 1, reported.append, lambda: 2.5)
-    assert [step(1), step(2), step(3)] == [2, 3, 4]
-    assert (waited, reported) == ([2], [2.5])

@@ -1,6 +1,8 @@
 """Modules of torch and models of Transformers in JAX, by torchax."""
 
+import concurrent.futures
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -431,3 +433,23 @@ def test_layers_that_are_dropped_at_random_are_refused():
     )
     with pytest.raises(ValueError, match=r"dropped at random, got `encoder_layerdrop`"):
         models.from_transformers(transformers.BartForConditionalGeneration(config))
+
+
+@needs_torchax
+def test_threads_trace_one_module_in_turn(batch):
+    """A run compiles its training step while it traces its evaluation."""
+    inner = module(p=0.5)
+    model = models.from_torch(inner, summed_loss)
+    params, loss_fn = model.init(42), model.make_loss()
+    filters, tensor = list(warnings.filters), inner.shift
+
+    def has_dropout(key):
+        traced = [jax.make_jaxpr(loss_fn)(params, batch, key) for _ in range(10)]
+        return {"random_bits" in str(jaxpr) for jaxpr in traced}
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(has_dropout, [None, jax.random.key(0)]))
+    assert found == [{False}, {True}]
+    assert warnings.filters == filters
+    assert inner.shift is tensor
+    assert inner.training
