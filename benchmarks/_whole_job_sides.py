@@ -2,11 +2,13 @@
 
     python -m benchmarks._whole_job_sides SIDE JOB '{...}'
 
-The process writes a line with the time of each step whose result it waits for, and
-waits for its parent at some of them, so that several processes train in turn.
+The process writes a line with the times at which a step ended and began, for each step
+whose result it waits for, and waits for its parent at some of them, so that several
+processes train in turn.
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -41,10 +43,10 @@ class Steps:
         is_listed = step in self._places.pauses or step in self._places.timed
         return self._is_first or is_listed or step >= self._places.first_timed
 
-    def ended(self, step: int) -> None:
-        """Writes the time of a step, and waits for the parent at a pause."""
+    def ended(self, step: int, begin: float = math.nan) -> None:
+        """Writes the times of a step, and waits for the parent at a pause."""
         self._is_first = False
-        line = f"{step} {time.monotonic()}\n"
+        line = f"{step} {time.monotonic()} {begin}\n"
         os.write(self._places.steps_fd, line.encode())
         if step in self._places.pauses:
             os.read(self._places.go_fd, 1)
@@ -67,11 +69,12 @@ def ours(job: str, places: Places) -> None:
         step: int | None = None  # number of steps so far
 
         def __call__(self, state: Any, *args: Any) -> Any:
+            begin = time.monotonic()
             self.step = (int(state.step) if self.step is None else self.step) + 1
             results = super().__call__(state, *args)
             if steps.is_timed(self.step):
                 jax.block_until_ready(results)
-                steps.ended(self.step)
+                steps.ended(self.step, begin)
             return results
 
     _run_core.FirstStep = TimedStep  # type: ignore[misc]  # replaced in this process

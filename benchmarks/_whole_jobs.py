@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks._matrix_products import Shape, shapes_of
+
 NUM_ROWS = 8  # of a batch
 MAX_LENGTH = 128  # tokens of a sentence
 EVAL_ROWS = 16  # sentences
@@ -65,8 +67,12 @@ JOBS = {
 }
 
 
-def write(job: Job, folder: Path) -> None:
-    """Writes model and data of a job by Transformers, with random weights."""
+def write(job: Job, folder: Path) -> list[Shape]:
+    """Writes model and data of a job by Transformers, with random weights.
+
+    Returns:
+        The products of matrices in a step.
+    """
     import transformers
 
     from benchmarks import _labelled_runs as labelled
@@ -95,6 +101,7 @@ def write(job: Job, folder: Path) -> None:
         tokens = rng.integers(0, model.config.vocab_size, num, np.uint16)
         np.save(folder / "tokens.npy", tokens)
     model.save_pretrained(folder)
+    return shapes_of(model, NUM_ROWS * job.block_size)
 
 
 def torch_model(job: Job, folder: Path) -> Any:

@@ -16,7 +16,8 @@ machine gives the free memory of a process that waits back to its host. Then eac
 makes a step after which it evaluates, one after which it saves, and one at which it
 receives SIGTERM; Trainer saves there because of `enable_jit_checkpoint`. At last it is
 started again from its checkpoint. Our first evaluation is the best so far, so that a
-checkpoint is saved after it.
+checkpoint is saved after it. The products of matrices of a step are measured alone:
+they show what tokens per second these cores allow.
 """
 
 import argparse
@@ -35,7 +36,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks import _whole_jobs as jobs
-from benchmarks._fresh_processes import HUGE_PAGES
+from benchmarks._fresh_processes import HUGE_PAGES, in_fresh_process
+from benchmarks._matrix_products import Shape, seconds_of
 from benchmarks._memory_link import PATIENCE, SharedLink
 from benchmarks._report import Row, main
 from benchmarks._whole_job_sides import SIDES, Places
@@ -90,7 +92,9 @@ class Running:
         os.close(child_steps_fd)
         os.close(child_go_fd)
         self._lines: IO[str] = os.fdopen(steps_fd)
-        self.ends: dict[int, float] = {}  # by step, since the start of the clock
+        # By step, since the start of the clock. Only our side has beginnings.
+        self.ends: dict[int, float] = {}
+        self.begins: dict[int, float] = {}
 
     @staticmethod
     def output_dir(work: Path, side: str, run: str) -> Path:
@@ -103,8 +107,8 @@ class Running:
         if not line:
             log = Path(self._log.name).read_text()
             raise RuntimeError(f"{self._process.args} has ended:\n{log}")
-        step, seconds = line.split()
-        self.ends[int(step)] = float(seconds)
+        step, *times = line.split()
+        self.ends[int(step)], self.begins[int(step)] = map(float, times)
         return int(step)
 
     def go(self) -> None:
@@ -148,6 +152,10 @@ class Running:
         """Returns the seconds between the ends of a step and of the next one."""
         return self.ends[self.last + step + 1] - self.ends[self.last + step]
 
+    def blocked_after(self, step: int) -> float:
+        """Returns the seconds from the end of a step to the start of the next one."""
+        return self.begins[self.last + step + 1] - self.ends[self.last + step]
+
 
 def _environment(work: Path, side: str) -> dict[str, str]:
     """Returns the environment of a side, with caches of compiled programs in `work`."""
@@ -172,10 +180,12 @@ def rows(smoke: bool) -> Iterator[Row]:
             _warm_up(Path(folder) / "warmup")
         for name in names:
             job, work = jobs.JOBS[name], Path(folder) / name
-            jobs.write(job, work / "model")
+            products = jobs.write(job, work / "model")
             measured = _measure(job, work, 2 if smoke else job.num_rounds, smoke)
             shutil.rmtree(work)
             yield from _rows(job, measured, smoke)
+            if not smoke:
+                yield _row_of_products(job, measured["rounds"], products)
 
 
 def _warm_up(work: Path) -> None:
@@ -213,6 +223,8 @@ def _measure(job: Job, work: Path, num_rounds: int, smoke: bool) -> dict[str, An
             found["step"][side] = statistics.median(usual[:-1])
             found["evaluation"][side] = process.after(EVALUATED)
             found["save"][side] = process.after(SAVED)
+            if side == "ours":
+                found["blocked"] = process.blocked_after(SAVED)
             found["stop"][side] = process.stop()
     found["restart"], found["bytes"] = {}, {}
     for side in saving:
@@ -220,7 +232,16 @@ def _measure(job: Job, work: Path, num_rounds: int, smoke: bool) -> dict[str, An
         with _running(side, job, work, rounds=num_rounds, run="warm") as process:
             found["restart"][side] = process.first_step()
             assert min(process.ends) > process.last, side  # of the checkpoint
+    found["write"] = _seconds_of_write(work / "file", found["bytes"]["ours"])
     return found
+
+
+def _seconds_of_write(path: Path, num_bytes: int) -> float:
+    """Returns the seconds in which a new file is written, without a flush."""
+    content = memoryview(bytes(num_bytes))
+    begin = time.monotonic()
+    path.write_bytes(content)
+    return time.monotonic() - begin
 
 
 @contextlib.contextmanager
@@ -275,6 +296,25 @@ def _rows(job: Job, found: dict[str, Any], smoke: bool) -> Iterator[Row]:
     yield from _rows_of_saves(job, found, smoke)
 
 
+def _row_of_products(
+    job: Job, rounds: list[dict[str, float]], products: list[Shape]
+) -> Row:
+    """Returns the most that a step without all else than its products could reach."""
+    least = in_fresh_process(seconds_of, products, malloc=HUGE_PAGES)
+    times = {
+        side: statistics.median(seconds[side] for seconds in rounds) / job.num_steps
+        for side in rounds[0]
+    }
+    return Row(
+        claim=f"{job.title}: products of matrices alone, of a step of Trainer",
+        value=times["trainer"] / least,
+        unit="times",
+        limit=job.limit,
+        at_least=True,
+        detail=f"{least:.3g} s; a step takes {_listed(times)}",
+    )
+
+
 def _rows_of_starts(job: Job, found: dict[str, Any], smoke: bool) -> Iterator[Row]:
     cold, warm = found["cold"], found["warm"]
     if not smoke:
@@ -305,12 +345,20 @@ def _rows_of_starts(job: Job, found: dict[str, Any], smoke: bool) -> Iterator[Ro
 def _rows_of_saves(job: Job, found: dict[str, Any], smoke: bool) -> Iterator[Row]:
     delays = {side: x - found["step"][side] for side, x in found["save"].items()}
     size = found["bytes"]["ours"] / 1e9
+    limit = 60.0 if smoke else 0.4 * max(1.0, size / 1.5)
     yield Row(
         claim=f"{job.title}: delay of the step in which a save starts",
         value=delays["ours"],
         unit="s",
-        limit=60.0 if smoke else 0.4 * max(1.0, size / 1.5),
-        detail=f"{_listed(delays)}; a step takes {_listed(found['step'])}",
+        limit=limit,
+        detail=f"{_listed(delays)}; a step takes {_listed(found['step'])}; a plain "
+        f"write of {size:.3g} GB {found['write']:.3g} s",
+    )
+    yield Row(
+        claim=f"{job.title}: of this, until the step begins",
+        value=found["blocked"],
+        unit="s",
+        limit=limit,
     )
     for name, title in (
         ("evaluation", "a step and its evaluation"),

@@ -6,8 +6,12 @@ They are stored in the file SHA256SUMS, in the format of `sha256sum`: the comman
 
 import hashlib
 import os
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from ._priority import lower_priority
 
 DIGEST_FILE = "SHA256SUMS"
 
@@ -22,7 +26,8 @@ def write_checksums(folder: Path) -> None:
     Args:
         folder: the folder; its files must not change afterwards.
     """
-    text = _digest_text(folder)
+    # The threads rarely hold the GIL, so that a low priority does not delay others.
+    text = _digest_text(folder, initializer=_lower_own_priority)
     for path in _files(folder):
         flush(folder / path)
     digest = folder / DIGEST_FILE
@@ -79,8 +84,14 @@ def _files(folder: Path) -> list[str]:
     )
 
 
-def _digest_text(folder: Path) -> str:
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+def _lower_own_priority() -> None:
+    lower_priority(threading.get_native_id())
+
+
+def _digest_text(
+    folder: Path, *, initializer: Callable[[], None] = lambda: None
+) -> str:
+    with ThreadPoolExecutor(os.cpu_count(), initializer=initializer) as threads:
         return "".join(threads.map(lambda path: _line(folder, path), _files(folder)))
 
 

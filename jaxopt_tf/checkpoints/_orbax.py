@@ -10,7 +10,6 @@ step, and would require custom policies for names and retention.
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ import orbax.checkpoint as ocp
 from .._io import is_primary_process
 from .._typing import PyTree
 from ._host_copies import HostCopies
+from ._priority import WriterPriority
 from ._record import (
     Record,
     changed_moments,
@@ -35,11 +35,6 @@ from ._record import (
     leaves_by_name,
     read_record,
 )
-
-# Added to the niceness of threads that write files. Under full load each of them has a
-# tenth of the time of a thread that computes a training step.
-_NICER = 10
-_WRITERS = "ts_pool"  # prefix of the names of tensorstore's threads
 
 
 class Writer:
@@ -54,6 +49,8 @@ class Writer:
                 thread.
         """
 
+        self._priority = priority = WriterPriority()
+
         class Temporary(ocp.path.atomicity.AtomicRenameTemporaryPath):
             """Temporary folder of orbax whose finalization is `finish`."""
 
@@ -61,6 +58,7 @@ class Writer:
                 # Orbax would add the file `commit_success.txt` and rename the folder.
                 # `finish` adds checksums before it renames the folder. They must be
                 # written after all other files.
+                priority.stop()
                 finish(Path(self.get()), Path(self.get_final()))
 
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -84,6 +82,7 @@ class Writer:
         """Waits for background threads, and closes the checkpointer."""
         self._copies.close()
         self._checkpointer.close()
+        self._priority.stop()
 
     def reserve(self, arrays: PyTree) -> None:
         """Allocates memory for the copies of `save` in the background."""
@@ -103,8 +102,8 @@ class Writer:
         content = record.to_json()
         copied = self._copies.copy(data)
         args = ocp.args.PyTreeSave(copied, custom_metadata=content)
+        self._priority.start()
         self._checkpointer.save(path, args=args)
-        _lower_priority_of_writers()
 
 
 @contextlib.contextmanager
@@ -112,25 +111,6 @@ def open_writer(finish: Callable[[Path, Path], None]) -> Iterator[Writer]:
     """Opens a `Writer`, and closes it at the end of the `with` block."""
     with _quiet(), contextlib.closing(Writer(finish)) as writer:
         yield writer
-
-
-def _lower_priority_of_writers() -> None:
-    """Lowers the priority of the threads of tensorstore, which write the files.
-
-    Otherwise they take half of the time of two cores from the next steps: the step
-    after a save of 1.5 GB took twice as long. Threads that run Python keep their
-    priority. While one of them waits for a core it may hold the GIL, for which the
-    training loop would wait, too.
-    """
-    # POSIX defines the niceness of processes. Only on Linux a thread has its own, which
-    # threads that it starts inherit.
-    if sys.platform != "linux":
-        return
-    niceness = min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + _NICER, 19)
-    for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # the thread has ended
-            if (thread / "comm").read_text().startswith(_WRITERS):
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
 
 
 def read_arrays(path: Path, like: PyTree, *, is_partial: bool = False) -> PyTree:

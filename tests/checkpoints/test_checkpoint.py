@@ -2,11 +2,13 @@
 
 import contextlib
 import functools
+import hashlib
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -156,7 +158,9 @@ def test_saves_the_state_at_the_time_of_the_call(tmp_path):
 def test_only_threads_that_write_files_have_a_lower_priority(tmp_path):
     niceness = os.getpriority(os.PRIO_PROCESS, os.getpid())
     with saving(tmp_path) as checkpoints:
-        checkpoints.save(1, {"w": jnp.ones(300_000)}, {})
+        # The files of so large an array are written after `save` has returned.
+        checkpoints.save(1, {"w": jnp.ones(2**24)}, {})
+        checkpoints.wait()
         priorities = {}
         for thread in Path("/proc/self/task").iterdir():
             with contextlib.suppress(OSError):  # the thread has ended
@@ -164,6 +168,25 @@ def test_only_threads_that_write_files_have_a_lower_priority(tmp_path):
                 own = os.getpriority(os.PRIO_PROCESS, int(thread.name))
                 priorities.setdefault(name.startswith("ts_pool"), set()).add(own)
     assert priorities == {False: {niceness}, True: {min(niceness + 10, 19)}}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no own priority")
+def test_checksums_of_a_save_are_computed_at_a_lower_priority(tmp_path, monkeypatch):
+    niceness, digest = [], hashlib.file_digest
+
+    def file_digest(*args):
+        thread = threading.get_native_id()
+        niceness.append(os.getpriority(os.PRIO_PROCESS, thread))
+        return digest(*args)
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    own = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    with saving(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": jnp.ones(3)}, {})
+    assert set(niceness) == {min(own + 10, 19)}
+    niceness.clear()
+    assert latest_valid(tmp_path) is not None
+    assert set(niceness) == {own}
 
 
 def test_reserves_memory_for_the_copies_of_a_save(tmp_path):
