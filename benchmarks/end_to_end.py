@@ -1,6 +1,6 @@
 """Waiting times of a user: start, steps, evaluation, save, stop and restart.
 
-    python -m benchmarks.end_to_end                # 25 minutes, on a quiet machine
+    python -m benchmarks.end_to_end                # 30 minutes, on a quiet machine
     python -m benchmarks.end_to_end --model gpt2   # or llama, bert
     python -m benchmarks.end_to_end --smoke        # gpt2, two short rounds
 
