@@ -6,7 +6,6 @@ They are stored in the file SHA256SUMS, in the format of `sha256sum`: the comman
 
 import hashlib
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +26,7 @@ def write_checksums(folder: Path) -> None:
         folder: the folder; its files must not change afterwards.
     """
     # The threads rarely hold the GIL, so that a low priority does not delay others.
-    text = _digest_text(folder, initializer=_lower_own_priority)
+    text = _digest_text(folder, initializer=lower_priority)
     for path in _files(folder):
         flush(folder / path)
     digest = folder / DIGEST_FILE
@@ -84,13 +83,7 @@ def _files(folder: Path) -> list[str]:
     )
 
 
-def _lower_own_priority() -> None:
-    lower_priority(threading.get_native_id())
-
-
-def _digest_text(
-    folder: Path, *, initializer: Callable[[], None] = lambda: None
-) -> str:
+def _digest_text(folder: Path, *, initializer: Callable[[], None] | None = None) -> str:
     with ThreadPoolExecutor(os.cpu_count(), initializer=initializer) as threads:
         return "".join(threads.map(lambda path: _line(folder, path), _files(folder)))
 

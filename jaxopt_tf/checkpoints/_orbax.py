@@ -49,8 +49,6 @@ class Writer:
                 thread.
         """
 
-        self._priority = priority = WriterPriority()
-
         class Temporary(ocp.path.atomicity.AtomicRenameTemporaryPath):
             """Temporary folder of orbax whose finalization is `finish`."""
 
@@ -58,15 +56,17 @@ class Writer:
                 # Orbax would add the file `commit_success.txt` and rename the folder.
                 # `finish` adds checksums before it renames the folder. They must be
                 # written after all other files.
-                priority.stop()
                 finish(Path(self.get()), Path(self.get_final()))
 
+        self._priority = WriterPriority()
         self._checkpointer = ocp.AsyncCheckpointer(
             _handler(),
             # The folder is created synchronously, so that `save` raises an error if it
             # cannot be created.
             async_options=ocp.options.AsyncOptions(
-                create_directories_asynchronously=False
+                create_directories_asynchronously=False,
+                # Called in each process when it has written its files.
+                post_finalization_callback=self._priority.stop,
             ),
             # The validations would reject an existing final path, which `finish`
             # replaces.

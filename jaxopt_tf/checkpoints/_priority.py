@@ -40,8 +40,12 @@ class WriterPriority:
         _lower_writers()
 
 
-def lower_priority(thread: int) -> None:
-    """Lowers the priority of a thread on Linux, as given by `get_native_id`."""
+def lower_priority(thread: int = 0) -> None:
+    """Lowers the priority of a thread on Linux.
+
+    Args:
+        thread: its identifier in the operating system; 0 for the calling thread.
+    """
     # POSIX defines the niceness of processes. Only on Linux a thread has its own, which
     # threads that it starts inherit.
     if sys.platform == "linux":
