@@ -219,8 +219,8 @@ def _measure(job: Job, work: Path, num_rounds: int, smoke: bool) -> dict[str, An
             found[name] = {}
         for side, process in saving.items():
             process.until(process.last + STOPPED)
-            usual = [process.after(step) for step in (0, 1, SAVED + 1, SAVED + 2)]
-            found["step"][side] = statistics.median(usual[:-1])
+            usual = [process.after(step) for step in (0, 1, SAVED + 1)]
+            found["step"][side] = statistics.median(usual)
             found["evaluation"][side] = process.after(EVALUATED)
             found["save"][side] = process.after(SAVED)
             if side == "ours":
