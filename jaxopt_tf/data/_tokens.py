@@ -119,8 +119,8 @@ class TokenStream:
         # are then copied over it, which leaves one token after each document.
         fill = 0 if self._end is None else self._end
         tokens = np.full(stop - start, fill, self._dtype)
-        first = int(np.searchsorted(self._stops, start, side="right"))
-        last = int(np.searchsorted(self._stops, stop))
+        first = int(self._stops.searchsorted(start, side="right"))
+        last = int(self._stops.searchsorted(stop))
         for document in range(first, last + (stop > start)):
             file, start_in_file, length = (int(c[document]) for c in self._documents)
             begin = int(self._stops[document]) - length - (self._end is not None)

@@ -133,7 +133,7 @@ def _train(
             print("\n".join(line for line in plan.header if line))
 
         def report(results: Any, seconds: float) -> None:
-            _report_first_step(run, seconds)
+            report_first_step(run, seconds)
             # Not before the first step, which needs new memory itself.
             save.reserve(results[0])
 
@@ -175,8 +175,11 @@ def block_on_cpu_collectives(function: Callable, mesh: jax.sharding.Mesh) -> Cal
     return blocking
 
 
-def _report_first_step(run: OpenRun, seconds: float) -> None:
+def report_first_step(run: OpenRun, seconds: float) -> None:
+    """Writes the seconds to the first step to starts.jsonl, and prints them."""
     if is_primary_process():
+        # Rounded once, so that the printed seconds are those of the file.
+        seconds = round(seconds, 3)
         run.record_first_step(seconds)
         print(f"start   first step after {seconds:.1f} s", flush=True)
 

@@ -139,7 +139,7 @@ class OpenRun:
         """
         path = self.folder / _STARTS
         *earlier, last = path.read_text(encoding="utf-8").splitlines()
-        start = json.loads(last) | {"seconds_to_first_step": round(seconds, 3)}
+        start = json.loads(last) | {"seconds_to_first_step": seconds}
         with _io.atomic_write(path) as temporary:
             lines = "".join(f"{line}\n" for line in [*earlier, json.dumps(start)])
             temporary.write_text(lines, encoding="utf-8")

@@ -27,7 +27,7 @@ from ._state import (
 )
 from ._step import TrainStep
 
-# Number of steps whose metrics are fetched from the device in one transfer.
+# Number of steps whose metrics are stacked on the device and fetched together.
 _WINDOW = 10
 
 _LOWEST_LOSS = Selection()
@@ -194,7 +194,10 @@ class _Run:
     def __post_init__(self) -> None:
         # Number of steps so far, and before this call of `train`.
         self.step = self.start_step = int(self.run_state.state.step)
-        self.pending: list[Metrics] = []  # metrics of dispatched steps, on the device
+        self.reported_step = self.step  # the last one that monitors have received
+        # Metrics on the device: [_WINDOW] each, and () each for the steps after them.
+        self.windows: list[Metrics] = []
+        self.pending: list[Metrics] = []
         self.time = time.perf_counter()  # time of the last report, evaluation or save
 
     def take_step(self, train_step: TrainStep, batch: Batch) -> None:
@@ -203,24 +206,28 @@ class _Run:
         self.run_state = self.run_state._replace(state=state)
         self.step += 1
         self.pending.append(metrics)
-        # With two windows pending, the host waits only for the steps of the older one,
-        # while the device computes those of the newer one.
-        if len(self.pending) == 2 * _WINDOW:
-            self.report(_WINDOW)
+        if len(self.pending) == _WINDOW:
+            # Dispatched before the next steps, so that the device need not finish them
+            # first: the host waits only for the steps of the older window.
+            self.windows.append(_stack(self.pending))
+            self.pending = []
+            if len(self.windows) == 2:
+                self._report([self.windows.pop(0)])
 
-    def report(self, num_steps: int | None = None) -> None:
-        """Reports the metrics of the oldest `num_steps` (None for all) to monitors.
+    def report(self) -> None:
+        """Reports the metrics of all steps so far to monitors.
 
         Raises:
             FloatingPointError: if a step has stopped the run; raised after this step is
                 reported.
         """
-        if not self.pending:
-            return
-        first_step = self.step - len(self.pending) + 1
-        length = len(self.pending) if num_steps is None else num_steps
-        metrics, self.pending = self.pending[:length], self.pending[length:]
-        columns = jax.tree.map(lambda *x: np.asarray(x), *jax.device_get(metrics))
+        metrics = [*self.windows, *self.pending]
+        self.windows, self.pending = [], []
+        if metrics:
+            self._report(metrics)
+
+    def _report(self, metrics: list[Metrics]) -> None:
+        columns = jax.tree.map(lambda *x: np.hstack(x), *jax.device_get(metrics))
         # Steps that were dispatched after the one that stopped the run have left the
         # state unchanged. They are not reported.
         is_stopped = bool(columns.is_stopped.any())
@@ -228,8 +235,9 @@ class _Run:
             num_taken = int(np.argmax(columns.is_stopped)) + 1
             columns = jax.tree.map(lambda x: x[:num_taken], columns)
         now = time.perf_counter()
-        window = Window(first_step, columns, now - self.time)
+        window = Window(self.reported_step + 1, columns, now - self.time)
         self.time = now
+        self.reported_step += len(columns.loss)
         for monitor in self.monitors:
             monitor.window(window)
         if is_stopped:
@@ -295,6 +303,12 @@ class _Run:
             zero = device_put_like(jnp.int32(0), state.num_bad_in_a_row)
             state = dataclasses.replace(state, num_bad_in_a_row=zero)
             self.save_function(self.run_state._replace(state=state))
+
+
+@jax.jit
+def _stack(metrics: list[Metrics]) -> Metrics:
+    stacked: Metrics = jax.tree.map(lambda *x: jnp.stack(x), *metrics)
+    return stacked
 
 
 def _is_due(step: int, interval: int | None) -> bool:

@@ -20,6 +20,7 @@ from jaxopt_tf.checkpoints import find_checkpoints, lock_folder, step_of
 from jaxopt_tf.cli import _decay_path, _find_lr, _sweep, _train, main
 from jaxopt_tf.jobs import Job, RunConfig, _compilation_cache, compilation_cache
 from jaxopt_tf.jobs import pretrain as train
+from jaxopt_tf.jobs._run_core import report_first_step
 from jaxopt_tf.jobs._run_folder import OpenRun, sequences_of_last_start
 from jaxopt_tf.models import GPT2Config
 from jaxopt_tf.recipes import Recipe
@@ -385,7 +386,7 @@ def test_commands_use_it(home, monkeypatch, module, name, flags):
     assert not seen[1]
 
 
-def test_a_start_without_a_first_step_has_a_line(tmp_path):
+def test_a_start_without_a_first_step_has_a_line(tmp_path, capsys):
     line = '{"step": 0, "sequences": 6}'
     starts = tmp_path / "starts.jsonl"
     starts.write_text(f"{line}\n{line}\n")
@@ -394,8 +395,10 @@ def test_a_start_without_a_first_step_has_a_line(tmp_path):
         opened = OpenRun(
             lock=lock, corpus=None, settings={}, checkpoint=None, is_finished=False
         )
-        opened.record_first_step(1.23456)
+        # Rounded to a decimal, this is 1.3, and the value in the file 1.4.
+        report_first_step(opened, 1.3496)
     first, second = starts.read_text().splitlines()
     assert first == line
-    assert json.loads(second) == json.loads(line) | {"seconds_to_first_step": 1.235}
+    assert json.loads(second) == json.loads(line) | {"seconds_to_first_step": 1.35}
+    assert capsys.readouterr().out == "start   first step after 1.4 s\n"
     assert sequences_of_last_start(tmp_path) == {"sequences": 6}

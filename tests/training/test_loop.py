@@ -132,6 +132,21 @@ def test_does_not_wait_for_the_current_window():
     assert max(ahead) <= 20
 
 
+def test_fetches_one_array_for_ten_steps(monkeypatch):
+    num_arrays = 0
+    device_get = jax.device_get
+
+    def count(metrics):
+        nonlocal num_arrays
+        num_arrays += len(jax.tree.leaves(metrics))
+        return device_get(metrics)
+
+    monkeypatch.setattr(jax, "device_get", count)
+    run(max_steps=100)
+    _, metrics = counting_step(start(), 0)
+    assert num_arrays == 10 * len(jax.tree.leaves(metrics))
+
+
 def test_goes_on_where_the_state_stands_without_a_first_evaluation():
     _, events = run(first=7, max_steps=9, evaluate=lambda params: {"loss": 1.0})
     assert events == [(8, [0.0, 1.0]), ("evaluated", 9), "closed"]
