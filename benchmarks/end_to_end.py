@@ -11,16 +11,18 @@ huge pages for large blocks, as `jaxopt-tf train` sets them.
 
 A cold start has an empty cache of compiled programs, and a warm one the programs of the
 cold one. Steps are timed in rounds: of the processes of the four sides one trains at a
-time, and the others wait. A round begins with a step that is not timed, since a virtual
-machine gives the free memory of a process that waits back to its host. Then each side
-makes a step after which it evaluates, one after which it saves, and one at which it
-receives SIGTERM; Trainer saves there because of `enable_jit_checkpoint`. At last it is
-started again from its checkpoint. Our first evaluation is the best so far, so that a
-checkpoint is saved after it. The products of matrices of a step are measured alone:
-they show what tokens per second these cores allow.
+time, and the others wait. Each round starts with another side. A turn begins with a
+step that is not timed, since a virtual machine gives the free memory of a process that
+waits back to its host. After the rounds, each side makes a step after which it
+evaluates, one after which it saves, and one at which it receives SIGTERM; Trainer saves
+there because of `enable_jit_checkpoint`. At last it is started again from its
+checkpoint. Our first evaluation is the best so far, so that a checkpoint is saved after
+it. The products of matrices of a step are measured alone: they show what tokens per
+second these cores allow.
 """
 
 import argparse
+import collections
 import contextlib
 import json
 import os
@@ -258,9 +260,11 @@ def _rounds(
 ) -> list[dict[str, float]]:
     """Returns the seconds of each side in each round."""
     link, found = SharedLink(0.0 if smoke else PATIENCE), []
+    order = collections.deque(processes.items())
     for _ in range(num_rounds):
         link.wait()
-        seconds = {side: x.round(job.num_steps) for side, x in processes.items()}
+        seconds = {side: x.round(job.num_steps) for side, x in order}
+        order.rotate(1)
         if link.kept():
             found.append(seconds)
     return found
