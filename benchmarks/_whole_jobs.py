@@ -60,7 +60,7 @@ class Job(NamedTuple):
 JOBS = {
     job.name: job
     for job in (
-        Job("gpt2", "the default GPT-2", 64, 50, 8, 1.8),
+        Job("gpt2", "the default GPT-2", 64, 50, 24, 1.8),
         Job("llama", "a Llama of 30M parameters", 256, 2, 6, 1.3),
         Job("bert", "BERT-base with labels", MAX_LENGTH, 1, 5, 1.4),
     )
