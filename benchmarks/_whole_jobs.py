@@ -50,6 +50,7 @@ class Job(NamedTuple):
     num_steps: int  # of each side in a round
     num_rounds: int
     limit: float  # least tokens per second, of Trainer's
+    num_gib: float  # upper limit of the memory that a step allocates and frees
 
     @property
     def is_labelled(self) -> bool:
@@ -60,9 +61,9 @@ class Job(NamedTuple):
 JOBS = {
     job.name: job
     for job in (
-        Job("gpt2", "the default GPT-2", 64, 50, 24, 1.8),
-        Job("llama", "a Llama of 30M parameters", 256, 2, 6, 1.3),
-        Job("bert", "BERT-base with labels", MAX_LENGTH, 1, 5, 1.4),
+        Job("gpt2", "the default GPT-2", 64, 50, 24, 1.8, 0.1),
+        Job("llama", "a Llama of 30M parameters", 256, 2, 8, 1.3, 3.0),
+        Job("bert", "BERT-base with labels", MAX_LENGTH, 1, 8, 1.4, 4.0),
     )
 }
 

@@ -11,14 +11,14 @@ huge pages for large blocks, as `jaxopt-tf train` sets them.
 
 A cold start has an empty cache of compiled programs, and a warm one the programs of the
 cold one. Steps are timed in rounds: of the processes of the four sides one trains at a
-time, and the others wait. Each round starts with another side. A turn begins with a
-step that is not timed, since a virtual machine gives the free memory of a process that
-waits back to its host. After the rounds, each side makes a step after which it
-evaluates, one after which it saves, and one at which it receives SIGTERM; Trainer saves
-there because of `enable_jit_checkpoint`. At last it is started again from its
-checkpoint. Our first evaluation is the best so far, so that a checkpoint is saved after
-it. The products of matrices of a step are measured alone: they show what tokens per
-second these cores allow.
+time, and the others wait. Each round starts with another side, and each turn with a
+step that is not timed. Before a turn, and before a save, the host of a virtual machine
+is made to provide the memory that it took back (`provide_memory`). After the rounds,
+each side makes a step after which it evaluates, one after which it saves, and one at
+which it receives SIGTERM; Trainer saves there because of `enable_jit_checkpoint`. At
+last it is started again from its checkpoint. Our first evaluation is the best so far,
+so that a checkpoint is saved after it. The products of matrices of a step are measured
+alone: they show what tokens per second these cores allow.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks import _whole_jobs as jobs
-from benchmarks._fresh_processes import HUGE_PAGES, in_fresh_process
+from benchmarks._fresh_processes import HUGE_PAGES, in_fresh_process, provide_memory
 from benchmarks._matrix_products import Shape, seconds_of
 from benchmarks._memory_link import PATIENCE, SharedLink
 from benchmarks._report import Row, main
@@ -73,7 +73,7 @@ class Running:
         places = Places(
             folder=str(work / "model"),
             output_dir=str(self.output_dir(work, side, run)),
-            pauses=[1, *pauses, self.last + STOPPED],
+            pauses=[1, *pauses, self.last + SAVED, self.last + STOPPED],
             timed=[pause + 1 for pause in pauses[:-1]],
             first_timed=self.last,
             eval_steps=self.last + EVALUATED,
@@ -114,7 +114,8 @@ class Running:
         return int(step)
 
     def go(self) -> None:
-        """Ends a pause."""
+        """Ends a pause, and with it the step before it."""
+        self.ends[max(self.ends)] = time.monotonic()
         os.write(self._go_fd, b"g")
 
     def first_step(self) -> float:
@@ -220,6 +221,8 @@ def _measure(job: Job, work: Path, num_rounds: int, smoke: bool) -> dict[str, An
         for name in ("step", "evaluation", "save", "stop"):
             found[name] = {}
         for side, process in saving.items():
+            process.until(process.last + SAVED)
+            provide_memory(job.num_gib)
             process.until(process.last + STOPPED)
             usual = [process.after(step) for step in (0, 1, SAVED + 1)]
             found["step"][side] = statistics.median(usual)
@@ -263,7 +266,10 @@ def _rounds(
     order = collections.deque(processes.items())
     for _ in range(num_rounds):
         link.wait()
-        seconds = {side: x.round(job.num_steps) for side, x in order}
+        seconds = {}
+        for side, process in order:
+            provide_memory(job.num_gib)
+            seconds[side] = process.round(job.num_steps)
         order.rotate(1)
         if link.kept():
             found.append(seconds)
