@@ -62,8 +62,8 @@ JOBS = {
     job.name: job
     for job in (
         Job("gpt2", "the default GPT-2", 64, 50, 24, 1.8, 0.1),
-        Job("llama", "a Llama of 30M parameters", 256, 2, 8, 1.3, 3.0),
-        Job("bert", "BERT-base with labels", MAX_LENGTH, 1, 8, 1.4, 4.0),
+        Job("llama", "a Llama of 30M parameters", 256, 2, 4, 1.3, 3.0),
+        Job("bert", "BERT-base with labels", MAX_LENGTH, 1, 4, 1.4, 4.0),
     )
 }
 
