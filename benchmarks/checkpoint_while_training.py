@@ -50,7 +50,7 @@ def rows(smoke: bool) -> Iterator[Row]:
         path = latest_valid(folder)
         stored = sum(file.stat().st_size for file in path.rglob("*"))
         num_files = sum(file.is_file() for file in path.rglob("*"))
-        floor = statistics.median(_plain_write(run.state, folder) for _ in done)
+        floor = statistics.median(_plain_write(run, folder) for _ in done)
         verified, restored = (
             _seconds(lambda: latest_valid(folder)),
             _restored(path, run),
@@ -135,17 +135,16 @@ def _save(run: _Training, checkpoints, step: int) -> Save:
     return Save(blocked, first_step, later_steps, complete)
 
 
-def _plain_write(state, folder: str) -> float:
+def _plain_write(run: _Training, folder: str) -> float:
     path = Path(folder) / "plain"
 
     def write() -> None:
         with open(path, "wb", buffering=0) as file:
-            for leaf in jax.tree.leaves(state):
+            for leaf in jax.tree.leaves(run.state):
                 file.write(np.asarray(leaf).tobytes())
             os.fsync(file.fileno())
 
-    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    provide_memory(2 * num_bytes / 2**30)
+    provide_memory(2 * run.num_bytes / 2**30)
     seconds = _seconds(write)
     path.unlink()
     return seconds

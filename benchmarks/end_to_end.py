@@ -1,6 +1,6 @@
 """Waiting times of a user: start, steps, evaluation, save, stop and restart.
 
-    python -m benchmarks.end_to_end                # 30 minutes, on a quiet machine
+    python -m benchmarks.end_to_end                # 35 minutes, on a quiet machine
     python -m benchmarks.end_to_end --model gpt2   # or llama, bert
     python -m benchmarks.end_to_end --smoke        # gpt2, two short rounds
 
@@ -13,7 +13,7 @@ A cold start has an empty cache of compiled programs, and a warm one the program
 cold one. Steps are timed in rounds: of the processes of the four sides one trains at a
 time, and the others wait. Each round starts with another side, and each turn with a
 step that is not timed. Before a turn, and before a save, the host of a virtual machine
-is made to provide the memory that it took back (`provide_memory`). After the rounds,
+is made to return the memory that it took back (`provide_memory`). After the rounds,
 each side makes a step after which it evaluates, one after which it saves, and one at
 which it receives SIGTERM; Trainer saves there because of `enable_jit_checkpoint`. At
 last it is started again from its checkpoint. Our first evaluation is the best so far,
@@ -114,7 +114,7 @@ class Running:
         return int(step)
 
     def go(self) -> None:
-        """Ends a pause, and with it the step before it."""
+        """Ends a pause, whose time is not part of the next step."""
         self.ends[max(self.ends)] = time.monotonic()
         os.write(self._go_fd, b"g")
 
@@ -258,7 +258,7 @@ def _rounds(
     job: Job, processes: dict[str, Running], num_rounds: int, smoke: bool
 ) -> list[dict[str, float]]:
     """Returns the seconds of each side in each round."""
-    # Steps of large models consist of products, and do not depend on the link.
+    # Most of a step of a large model is products, which do not depend on the link.
     patience = PATIENCE if job.name == "gpt2" and not smoke else 0.0
     link, found = SharedLink(patience), []
     order = collections.deque(processes.items())
